@@ -1,0 +1,1 @@
+"""How a run is planned, cached, judged and told: the top layer."""

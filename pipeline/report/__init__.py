@@ -1,0 +1,1 @@
+"""One JSON record of a finished build, and pages drawn from it."""

@@ -1,0 +1,216 @@
+"""Report: the one record of a finished build for one target. HTML and Markdown are pure functions of it."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from targets.record import Record
+
+Status = Literal["within", "over", "undecided", "not_measured", "failed"]
+
+
+class BudgetCheck(Record):
+    """One line of the budget held against one measurement."""
+
+    name: str
+    """the budget's key: accuracy_drop_points, latency_p50_ms, ..."""
+    unit: str
+    limit: float
+    value: float | None
+    status: Status
+    note: str = ""
+
+
+class Verdict(Record):
+    """Budget against measurements."""
+
+    status: Status
+    sentence: str
+    """the verdict in one sentence for people"""
+    checks: tuple[BudgetCheck, ...] = ()
+
+
+class TargetSummary(Record):
+    """What was built for, and what the choice fell on."""
+
+    name: str
+    summary: str
+    board: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch: int
+    chosen: str
+    """how runtime and precision were chosen: by measurement, by recipe"""
+
+
+class Accuracy(Record):
+    """Engine against baseline, image by image, on `evaluate`; shares are 0..1, drops are percentage points."""
+
+    metric: str
+    """top1, zero_shot_top1, knn_agreement, or the user's own name"""
+    baseline: float
+    engine: float
+    baseline_top5: float | None = None
+    engine_top5: float | None = None
+    drop_points: float
+    drop_ci95: tuple[float, float] | None
+    agreement: float | None
+    """share of images with the same answer from both"""
+    images: int
+    lost: int | None = None
+    """right for the baseline, wrong for the engine"""
+    gained: int | None = None
+    mcnemar_p: float | None = None
+    """exact two-sided McNemar"""
+    images_to_decide: int | None = None
+    """how many images would make the interval exclude the budget, where it straddles it"""
+    feature_cosine: float | None = None
+    """mean cosine of the features, for models without a head"""
+
+
+class LatencyFigures(Record):
+    """Milliseconds. p99 is null where too few queries back it."""
+
+    p50: float
+    p90: float | None
+    p99: float | None
+    ci95: tuple[float, float]
+    """95 % interval of p50, over processes and blocks"""
+    queries: int
+    processes: int
+    histogram: tuple[tuple[float, int], ...] = ()
+    """(left edge in ms, count), for drawing"""
+    stable: bool = True
+
+
+class Latency(Record):
+    """Three engines, interleaved."""
+
+    batch: int
+    level: Literal["quick", "full"]
+    baseline: LatencyFigures
+    unpruned: LatencyFigures
+    engine: LatencyFigures
+    speedup: float
+    """baseline / engine, paired"""
+    speedup_ci95: tuple[float, float]
+    ratio: float
+    """engine / unpruned, paired: what latency_ratio judges"""
+    ratio_ci95: tuple[float, float]
+
+
+class ByRole(Record):
+    """One number for each of the three engines."""
+
+    baseline: float | None
+    unpruned: float | None
+    engine: float | None
+
+
+class Change(Record):
+    """Before and after."""
+
+    before: int
+    after: int
+
+
+class Size(Record):
+    """What became smaller. Bytes are of the engine's files; before is the baseline's."""
+
+    params: Change
+    macs: Change
+    bytes: Change
+
+
+class BlockRow(Record):
+    """One block, before and after."""
+
+    index: int
+    heads: Change
+    d_qk: Change
+    d_v: Change
+    mlp_width: Change
+
+
+class StageRow(Record):
+    """One step of the build."""
+
+    name: str
+    seconds: float
+    cached: bool
+    key: str = ""
+    summary: str = ""
+    """what it did, in one line"""
+    params: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    agreement: float | None = None
+    """share of `select` images answered as by the source model"""
+    top1: float | None = None
+    """on `select`, where it has labels"""
+    facts: dict[str, Any] = {}
+
+
+class CandidateRow(Record):
+    """One runtime x precision that was built and measured, and why it won or lost."""
+
+    runtime: str
+    precision: str
+    p50_ms: float | None
+    agreement: float | None
+    bytes: int | None
+    chosen: bool
+    reason: str
+
+
+class Parity(Record):
+    """The engine's outputs against torch's on the same images."""
+
+    images: int
+    max_abs_error: float
+    mean_abs_error: float
+    cosine: float
+    tolerance: str
+    passed: bool
+
+
+class OperatorTime(Record):
+    """Share of the engine's time in one kind of operator."""
+
+    operator: str
+    share: float
+    calls: int
+
+
+class Report(Record):
+    """Everything needed to judge a build and to redraw its pages."""
+
+    format: Literal["vitrim.report/1"] = "vitrim.report/1"
+    name: str
+    created_at: datetime
+    model: str
+    target: TargetSummary
+    verdict: Verdict
+    accuracy: Accuracy | None
+    latency_ms: Latency | None
+    other_batches: tuple[Latency, ...] = ()
+    """the same comparison at other batch sizes: shown, not judged"""
+    throughput_ips: ByRole | None
+    memory_bytes: ByRole | None
+    """peak resident memory of the process that ran the engine"""
+    size: Size
+    blocks: tuple[BlockRow, ...]
+    stages: tuple[StageRow, ...]
+    candidates: tuple[CandidateRow, ...] = ()
+    parity: Parity | None = None
+    operators: dict[str, tuple[OperatorTime, ...]] = {}
+    """time by kind of operator, for baseline and engine"""
+    parameters_by_part: dict[str, Change] = Field(default={}, description="embedding, attention, mlp, head, other")
+    conditions: dict[str, Any]
+    versions: dict[str, str]
+    reused: tuple[str, ...] = ()
+    """checks taken over from an earlier build of the same engine in the same conditions"""
+    reproduce: dict[str, str] = {}
+    """command, recipe (YAML text), recipe_digest, engine_sha256"""

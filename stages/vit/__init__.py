@@ -1,0 +1,1 @@
+"""The model layer: specification, modules, reading from timm, counting, calibration sweep."""

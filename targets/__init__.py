@@ -1,0 +1,1 @@
+"""What the hardware is: profiles, runtimes, workers, measuring: the bottom layer."""

@@ -1,0 +1,1 @@
+"""The torch-free worker program: the same on this machine and on a board."""

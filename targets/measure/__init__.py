@@ -1,0 +1,1 @@
+"""How latency and memory are measured, and the record of a measurement."""

@@ -1,0 +1,28 @@
+"""From an image to the numbers a model reads, without torch: the same code calibrates, evaluates and ships.
+
+Shapes: N images, H and W of the model's input, three channels.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from targets.record import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+class Preprocess(Record):
+    """Resize, crop and normalisation, in the sense of timm's data config."""
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    crop_share: float = Field(default=1.0, gt=0, le=1, description="timm's crop_pct")
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
