@@ -75,6 +75,8 @@ class Stage(Generic[O]):
     run: Callable[[O, StageContext], StageResult]
     roles: Callable[[O], tuple[Role, ...]] = lambda options: ()
     """the images it reads, given its options"""
+    reads: Callable[[O], Mapping[str, Path]] = lambda options: {}
+    """files named by the options, whose content decides the result: {purpose: path}"""
     tools: tuple[str, ...] = ()
     """distributions whose versions decide the result"""
     code: tuple[str, ...] = ()
