@@ -1,0 +1,28 @@
+"""Every stage, one line each. Modules are imported only when a stage is asked for."""
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from stages.stage import Stage
+from targets.errors import UnknownNameError
+
+CATALOG: dict[str, str] = {
+    "source": "stages.source.stage",
+    "finetune": "stages.finetune.stage",
+    "prune_mlp": "stages.prune_mlp.stage",
+    "distill": "stages.distill.stage",
+    "export": "stages.export.stage",
+    "quantize": "stages.quantize.stage",
+    "compile": "stages.compile.stage",
+}
+"""name -> module that holds STAGE, in the order in which stages usually run"""
+
+
+@cache
+def get_stage(name: str) -> Stage[Any]:
+    """Return the stage with this name; raises UnknownNameError with the nearest known names."""
+    if name not in CATALOG:
+        raise UnknownNameError("stage", name, CATALOG, hint="`vitrim stages` lists them")
+    stage: Stage[Any] = import_module(CATALOG[name]).STAGE
+    return stage
