@@ -30,6 +30,14 @@ class BlockSpec(Record):
     norm1_eps: float
     norm2_eps: float
 
+    @model_validator(mode="after")
+    def _is_possible(self) -> "BlockSpec":
+        if self.attention != "off" and not (self.heads and self.d_qk and self.d_v):
+            raise ValueError(f"attention {self.attention!r} needs heads, d_qk and d_v above 0")
+        if self.mlp and not self.mlp_width:
+            raise ValueError("an MLP needs mlp_width above 0; set mlp to false where there is none")
+        return self
+
 
 class ViTSpec(Record):
     """A Vision Transformer's architecture, input and outputs."""
@@ -73,7 +81,8 @@ class ViTSpec(Record):
     """norm over the tokens after the blocks"""
     head_norm_eps: float | None = None
     """norm over the pooled feature (timm fc_norm)"""
-    pooling: Literal["token", "avg", "max", "avgmax"] = "token"
+    pooling: Literal["token", "token_pair", "avg", "max", "avgmax"] = "token"
+    """token_pair: the first two tokens side by side, 2D wide (a distilled DeiT's two heads read as one)"""
     pool_includes_prefix: bool = False
     head_bias: bool = True
     blocks: tuple[BlockSpec, ...]
@@ -89,6 +98,8 @@ class ViTSpec(Record):
             raise ValueError(f"merge has {len(self.merge)} entries for {len(self.blocks)} blocks")
         if self.pooling == "token" and not self.class_token:
             raise ValueError("pooling 'token' needs a class token")
+        if self.pooling == "token_pair" and self.prefix_tokens < 2:
+            raise ValueError("pooling 'token_pair' needs two prefix tokens")
         return self
 
     @property
@@ -105,6 +116,11 @@ class ViTSpec(Record):
     def tokens(self) -> int:
         """All tokens that enter the first block."""
         return self.prefix_tokens + self.patch_tokens
+
+    @property
+    def feature_width(self) -> int:
+        """Width of what enters the head."""
+        return 2 * self.width if self.pooling == "token_pair" else self.width
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
