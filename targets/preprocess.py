@@ -1,5 +1,6 @@
 """From an image to the numbers a model reads, without torch: the same code calibrates, evaluates and ships.
 
+The arithmetic is in `targets/bundle/pixels.py`, which every bundle carries. Light: Pillow and numpy load at use.
 Shapes: N images, H and W of the model's input, three channels.
 """
 
@@ -11,6 +12,7 @@ from targets.record import Record
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -26,3 +28,17 @@ class Preprocess(Record):
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+def resize_and_crop(image: "Image", preprocess: Preprocess) -> "NDArray[np.uint8]":
+    """Resize and crop an RGB image: uint8 [H, W, 3], bit for bit as timm's evaluation transform."""
+    from targets.bundle import pixels
+
+    return pixels.resize_and_crop(image, preprocess)
+
+
+def normalise(images: "NDArray[np.uint8]", preprocess: Preprocess) -> "NDArray[np.float32]":
+    """Scale to 0..1, subtract the mean, divide by the standard deviation: [N, H, W, 3] to [N, 3, H, W]."""
+    from targets.bundle import pixels
+
+    return pixels.normalise(images, preprocess)
