@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `vitrim`."""
+
+from pipeline.cli.app import main
+
+main()

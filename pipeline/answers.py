@@ -1,0 +1,57 @@
+"""What models and engines answer to images: [N, C] logits, or [N, D] features of a model without a head.
+
+Engines answer in a worker process; torch answers here, so the two never share a process.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.statistics import agreement
+
+if TYPE_CHECKING:
+    from pipeline.statistics import Floats
+    from targets.preprocess import Preprocess
+
+Tell = Callable[[str, float | None], None]
+TORCH_BATCH = 16
+
+
+def engine_answers(engine: Path, pixels: Path, preprocess: "Preprocess", *, tell: Tell) -> "Floats":
+    """Run every image of a .npy file (uint8 [N, H, W, 3]) through an engine, in a fresh worker."""
+    import numpy as np
+
+    from targets.worker import Worker
+
+    images = np.load(pixels, mmap_mode="r")
+    with Worker() as worker:
+        worker.load(engine)
+        return next(iter(worker.infer(images, preprocess=preprocess, tell=tell).values()))
+
+
+def torch_answers(model: Path, pixels: Path, preprocess: "Preprocess", *, count: int | None = None, tell: Tell) -> "Floats":
+    """Run the first `count` images of a .npy file (uint8 [N, H, W, 3]) through a model folder, in fp32 with torch."""
+    import numpy as np
+    import torch
+
+    from stages.vit.files import load_model
+    from targets.preprocess import normalise
+
+    images = np.load(pixels, mmap_mode="r")[:count]
+    module = load_model(model)
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(images), TORCH_BATCH):
+            batch = normalise(images[start : start + TORCH_BATCH], preprocess)
+            found.append(module(torch.from_numpy(batch)).numpy())
+            tell(f"{start + len(batch)} of {len(images)} images", (start + len(batch)) / len(images))
+    return np.concatenate(found)
+
+
+def likeness(reference: "Floats", answers: "Floats", *, has_head: bool) -> float:
+    """Share of images with the same top-1 answer, or the mean cosine of features. Both [N, C] or [N, D]."""
+    if has_head:
+        return agreement(reference, answers)
+    from pipeline.features import feature_cosine
+
+    return float(feature_cosine(reference, answers).mean())

@@ -1,0 +1,358 @@
+"""Build: a recipe becomes an engine with its report and bundle, for every target.
+
+plan → bring the steps into the store → choose among candidates → validate → report and bundle.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from pipeline.answers import Tell, engine_answers, likeness, torch_answers
+from pipeline.choose import Choice, choose
+from pipeline.events import Event, Watcher, ignore
+from pipeline.keys import code_digest
+from pipeline.plan import Candidate, Plan, PlannedStep, TargetPlan, make_plan
+from pipeline.report.compose import Built, compose
+from pipeline.report.record import Report
+from pipeline.runner import Runner
+from pipeline.store import Store
+from pipeline.validation import Engines, Subject, Validation, validate
+from stages.artifact import Artifact, Format
+from stages.data.images import ImageSet, check_labels, check_roles, open_images
+from stages.stage import Role
+from stages.vit.spec import SPEC_FILE, ViTSpec
+from targets.errors import InputError
+from targets.profile import load_profile
+from targets.record import digest_of
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+    from pipeline.statistics import Floats
+
+AGREEMENT_IMAGES = 512
+"""images of `select` that stages are compared on, at most"""
+CHECKS = 3
+"""steps of the display after the planned ones: stages compared, candidates compared, engine validated"""
+MEASURING_CODE = ("pipeline/validation.py", "pipeline/answers.py", "pipeline/statistics.py", "pipeline/features.py", "targets/measure", "targets/agent")
+
+
+def plan_recipe(recipe: "Recipe", store: Store, *, watch: Watcher = ignore) -> Plan:
+    """Open and check the images, load the targets, compute every key. Nothing runs."""
+    profiles = [load_profile(name) for name in recipe.targets]
+    index = store.root / "images.index"
+
+    def tell(message: str, share: float | None) -> None:
+        watch(Event(kind="progress", step="reading images", message=message, share=share))
+
+    images = {role: open_images(source, role, index_cache=index, tell=tell) for role, source in recipe.images().items()}
+    check_roles(images)
+    return make_plan(recipe, images, profiles)
+
+
+def build(
+    recipe: "Recipe",
+    *,
+    store: Store,
+    output: Path,
+    resume: bool = True,
+    watch: Watcher = ignore,
+    command: str = "",
+) -> dict[str, Report]:
+    """Build every target of a recipe; returns the reports, which also lie in `output/<target>/`.
+
+    resume: take over what is finished in the store. Raises InputError for bad input, StageError and WorkerError where
+    something that was tried failed. An interruption at any moment costs the running step only.
+    """
+    _check_output(output)
+    plan = plan_recipe(recipe, store, watch=watch)
+    total = len({step.key for target in plan.targets for step in target.steps()}) + CHECKS * len(plan.targets)
+    runner = Runner(
+        store=store, images=plan.images, sources=recipe.images(), seed=recipe.seed, watch=watch, fresh=not resume, total=total
+    )
+    return {
+        target.profile.name: _TargetBuild(plan=plan, target=target, runner=runner, reuse=resume).run(
+            output / target.profile.name, command
+        )
+        for target in plan.targets
+    }
+
+
+@dataclass(kw_only=True)
+class _TargetBuild:
+    """The work for one target."""
+
+    plan: Plan
+    target: TargetPlan
+    runner: Runner
+    reuse: bool
+
+    @property
+    def _pixels(self) -> Path:
+        return self.runner.store.root / "pixels"
+
+    def run(self, output: Path, command: str) -> Report:
+        from pipeline.bundling import write_bundle_of
+        from pipeline.report.files import write_report
+
+        self.runner.target = self.target.profile.name
+        for role, images in self.plan.images.items():
+            self.runner.bring(self.plan.source)
+            if role == Role.EVALUATE:
+                check_labels(images, self._spec(self.plan.source).classes)
+        for step in self.target.steps():
+            self.runner.bring(step)
+        before = self._spec(self.plan.source)
+        baseline = self._engine(self.target.baselines[self.target.profile.batch])
+        lazy = _Reference(self, baseline, before)
+        agreements = self._check("compare stages", lambda tell: self._stage_agreements(lazy, tell))
+        choice = self._check("compare candidates", lambda tell: self._choose(lazy, baseline, tell))
+        winner = next(one for one in self.target.candidates if one.name == choice.winner)
+        subject = self._subject(winner, before)
+        key = self._validation_key(winner)
+        kept = self._kept("validation", key, Validation)
+        validation = self._check("validate engine", lambda tell: kept or self._validate(subject, key, tell), cached=kept is not None)
+        engine = self.runner.bring(winner.engine)
+        built = Built(
+            plan=self.plan,
+            target=self.target,
+            winner=winner,
+            choice=choice,
+            validation=validation,
+            before=before,
+            after=self._spec(winner.engine),
+            bytes_before=_engine_bytes(self.runner.bring(self.target.baselines[winner.batch])),
+            bytes_after=_engine_bytes(engine),
+            steps=[(step.title, self.runner.bring(step)) for step in winner.engine.line()],
+            agreements=agreements,
+            engine_facts=_engine_facts(engine),
+            reused=("validation",) if kept else (),
+            versions=_versions(),
+            command=command,
+            recipe_text=self.plan.recipe.text,
+        )
+        report = compose(built)
+        write_report(output, report)
+        write_bundle_of(output / "bundle", report=report, engine=engine, graph=self._graph(winner), spec_folder=self._model(winner).folder)
+        return report
+
+    # Choosing.
+
+    def _stage_agreements(self, reference: "_Reference", tell: Tell) -> dict[str, tuple[float, float | None]]:
+        """Agreement with the source on `select` after every step of the compressed line that changed the model."""
+        found: dict[str, tuple[float, float | None]] = {}
+        select = self.plan.images.get(Role.SELECT)
+        if select is None:
+            return found
+        for step in self.plan.compressed:
+            artifact = self.runner.bring(step)
+            if step.stage == "export":
+                continue  # parity with torch is checked there: its answers are those of the step before
+            key = digest_of([step.key, self.target.baselines[self.target.profile.batch].key, reference.images.fingerprint])
+            kept = self.runner.store.get_record("agreement", key)
+            if kept is None:
+                kept = self._agreement(artifact, reference, lambda message, share, step=step: tell(f"{step.title}: {message}", share))  # type: ignore[misc]
+                self.runner.store.put_record("agreement", key, kept)
+            found[step.key] = (kept["agreement"], kept["top1"])
+        return found
+
+    def _agreement(self, artifact: Artifact, reference: "_Reference", tell: Tell) -> dict[str, Any]:
+        if artifact.manifest.holds == Format.VIT:
+            answers = torch_answers(artifact.folder, reference.pixels, reference.spec.preprocess, tell=tell)
+        else:
+            answers = engine_answers(artifact.folder / "model.onnx", reference.pixels, reference.spec.preprocess, tell=tell)
+        labels = reference.images.labels
+        right = float((answers.argmax(axis=1) == labels).mean()) if labels is not None and reference.spec.classes else None
+        return {"agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)), "top1": right}
+
+    def _choose(self, reference: "_Reference", baseline: Path, tell: Tell) -> Choice:
+        candidates = {one.name: one for one in self.target.candidates}
+        key = digest_of(
+            [
+                [one.engine.key for one in self.target.candidates],
+                self.target.baselines[self.target.profile.batch].key,
+                reference.images.fingerprint,
+                code_digest(("pipeline/choose.py", *MEASURING_CODE)),
+            ]
+        )
+        kept = self._kept("choice", key, Choice)
+        if kept is not None:
+            return kept
+        made = choose(
+            candidates,
+            {name: self._engine(one.engine) for name, one in candidates.items()},
+            baseline=baseline,
+            reference=reference.answers,
+            pixels=reference.pixels,
+            spec=reference.spec,
+            threads=self.target.profile.threads,
+            sizes={name: _engine_bytes(self.runner.bring(one.engine)) for name, one in candidates.items()},
+            tell=tell,
+        )
+        self.runner.store.put_record("choice", key, made.model_dump(mode="json"))
+        return made
+
+    # Validating.
+
+    def _subject(self, winner: Candidate, before: ViTSpec) -> Subject:
+        others = {
+            batch: next(one for one in candidates if one.name == winner.name)
+            for batch, candidates in self.target.other_batches.items()
+        }
+        picked = {winner.batch: winner, **others}
+        engines = Engines(
+            baseline={batch: self._engine(self.target.baselines[batch]) for batch in picked},
+            unpruned={batch: self._engine(one.unpruned) for batch, one in picked.items()},
+            engine={batch: self._engine(one.engine) for batch, one in picked.items()},
+        )
+        return Subject(
+            engines=engines,
+            batch=winner.batch,
+            precision=winner.precision,
+            model=self._model(winner).folder,
+            spec=before,
+            measure=self.plan.recipe.measure,
+            budget=self.target.budget,
+            threads=self.target.profile.threads,
+            command_bundle=lambda role, folder: self._command_bundle(role, folder, winner),
+        )
+
+    def _validate(self, subject: Subject, key: str, tell: Tell) -> Validation:
+        select = self._select()
+        made = validate(subject, select=select, evaluate=self.plan.images.get(Role.EVALUATE), pixels=self._pixels, tell=tell)
+        self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
+        return made
+
+    def _validation_key(self, winner: Candidate) -> str:
+        recipe = self.plan.recipe
+        batches = sorted(self.target.baselines)
+        others = [next(one for one in self.target.other_batches[batch] if one.name == winner.name) for batch in batches if batch != winner.batch]
+        evaluate = self.plan.images.get(Role.EVALUATE)
+        return digest_of(
+            {
+                "engines": [[one.engine.key, one.unpruned.key] for one in (winner, *others)],
+                "baselines": [self.target.baselines[batch].key for batch in batches],
+                "select": self._select().fingerprint,
+                "evaluate": evaluate.fingerprint if evaluate else None,
+                "measure": recipe.measure.model_dump(mode="json"),
+                "budget": self.target.budget.accuracy_drop_points,
+                "code": code_digest(MEASURING_CODE),
+            }
+        )
+
+    def _command_bundle(self, role: str, folder: Path, winner: Candidate) -> None:
+        from pipeline.bundling import write_plain_bundle
+
+        step = winner.engine if role == "engine" else self.target.baselines[winner.batch]
+        engine = self.runner.bring(step)
+        write_plain_bundle(folder, engine=engine, graph=_last(step, Format.ONNX, self.runner), spec_folder=_last(step, Format.VIT, self.runner).folder)
+
+    # Small things.
+
+    def _select(self) -> ImageSet:
+        for role in (Role.SELECT, Role.FIT, Role.TRAIN):
+            if role in self.plan.images:
+                return self.plan.images[role]
+        raise InputError("the recipe needs images for data.select: candidates are compared on them")
+
+    def _check(self, title: str, work: Any, *, cached: bool = False) -> Any:
+        import time
+
+        runner = self.runner
+        runner.position += 1
+        place = {"target": runner.target, "step": title, "index": runner.position, "total": max(runner.total, runner.position)}
+        runner.watch(Event(kind="step_started", **place))
+        started = time.monotonic()
+        result = work(lambda message, share: runner.watch(Event(kind="progress", message=message, share=share, **place)))
+        runner.watch(Event(kind="step_finished", seconds=time.monotonic() - started, cached=cached, **place))
+        return result
+
+    def _kept(self, kind: str, key: str, record: type[Any]) -> Any:
+        found = self.runner.store.get_record(kind, key) if self.reuse else None
+        if found is not None:
+            with suppress(ValidationError):
+                return record.model_validate(found)
+        return None
+
+    def _engine(self, step: PlannedStep) -> Path:
+        return self.runner.bring(step).folder
+
+    def _spec(self, step: PlannedStep) -> ViTSpec:
+        folder = _last(step, Format.VIT, self.runner).folder
+        return ViTSpec.model_validate_json((folder / SPEC_FILE).read_text())
+
+    def _model(self, winner: Candidate) -> Artifact:
+        return _last(winner.engine, Format.VIT, self.runner)
+
+    def _graph(self, winner: Candidate) -> Artifact:
+        return _last(winner.engine, Format.ONNX, self.runner)
+
+
+class _Reference:
+    """The baseline's answers to `select`, computed when first asked for."""
+
+    def __init__(self, build: _TargetBuild, baseline: Path, spec: ViTSpec) -> None:
+        images = build._select()
+        self.images = images.subset(range(min(len(images), AGREEMENT_IMAGES)))
+        self.spec = spec
+        self._build, self._baseline = build, baseline
+        self._answers: Floats | None = None
+
+    @property
+    def pixels(self) -> Path:
+        return self.images.pixels_file(self.spec.preprocess, self._build._pixels)
+
+    @property
+    def answers(self) -> "Floats":
+        if self._answers is None:
+            self._answers = engine_answers(self._baseline, self.pixels, self.spec.preprocess, tell=lambda message, share: None)
+        return self._answers
+
+
+def _last(step: PlannedStep, holds: Format, runner: Runner) -> Artifact:
+    """The last artifact of a format on the way to a step."""
+    for one in reversed(step.line()):
+        artifact = runner.bring(one)
+        if artifact.manifest.holds == holds:
+            return artifact
+    raise InputError(f"{step.title} does not build on a {holds}")
+
+
+def _engine_bytes(artifact: Artifact) -> int:
+    return sum(file.size_bytes for name, file in artifact.manifest.files.items() if name != "engine.json")
+
+
+def _engine_facts(artifact: Artifact) -> Mapping[str, Any]:
+    import json
+
+    facts: Mapping[str, Any] = json.loads((artifact.folder / "engine.json").read_text())
+    return facts
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    found = {"python": platform.python_version()}
+    for name in ("vitrim", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _check_output(output: Path) -> None:
+    """Refuse an output folder that cannot be written before any work is done."""
+    import os
+
+    folder = output
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"output {str(output)!r} cannot be a folder: {str(folder)!r} is a file; choose another with --output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"output {str(output)!r} cannot be written: {str(folder)!r} is read-only; choose another with --output")
+
+

@@ -1,0 +1,119 @@
+"""The choice among candidates: the fastest of those that answer like the source on `select`, by measurement.
+
+The decision is kept with the engines it was made between, so a resumed build chooses as the interrupted one did.
+Nothing here reads `evaluate`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.answers import Tell, engine_answers, likeness
+from pipeline.plan import Candidate
+from pipeline.report.record import CandidateRow
+from targets.errors import StageError
+from targets.record import Record
+
+if TYPE_CHECKING:
+    from pipeline.statistics import Floats
+    from stages.vit.spec import ViTSpec
+
+AGREEMENT_SLACK = 0.01
+"""a candidate may agree with the source this much less than the best one and still win by speed"""
+
+
+class Choice(Record):
+    """Which candidate won, and why each other lost."""
+
+    format: str = "vitrim.choice/1"
+    winner: str
+    rows: tuple[CandidateRow, ...]
+
+
+def choose(
+    candidates: Mapping[str, Candidate],
+    engines: Mapping[str, Path],
+    *,
+    baseline: Path,
+    reference: "Floats",
+    pixels: Path,
+    spec: "ViTSpec",
+    threads: int | None,
+    sizes: Mapping[str, int],
+    tell: Tell,
+) -> Choice:
+    """Measure and decide. reference: the baseline's answers to `select`; pixels: its decoded images; order: preference.
+
+    A later candidate must be faster than the preferred one beyond doubt: the 95 % interval of the ratio excludes 1.
+    """
+    agreements = {}
+    for name, folder in engines.items():
+        answers = engine_answers(folder, pixels, spec.preprocess, tell=lambda message, share, name=name: tell(f"{name}: {message}", share))  # type: ignore[misc]
+        agreements[name] = likeness(reference, answers, has_head=bool(spec.classes))
+    if len(candidates) == 1:
+        (name, only), = candidates.items()
+        row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
+        return Choice(winner=name, rows=(row,))
+    return _by_speed(candidates, engines, baseline, agreements, pixels, spec, threads, sizes, tell)
+
+
+def _by_speed(
+    candidates: Mapping[str, Candidate],
+    engines: Mapping[str, Path],
+    baseline: Path,
+    agreements: Mapping[str, float],
+    pixels: Path,
+    spec: "ViTSpec",
+    threads: int | None,
+    sizes: Mapping[str, int],
+    tell: Tell,
+) -> Choice:
+    import numpy as np
+
+    from targets.measure.latency import EngineUnderTest, compare
+    from targets.measure.percentiles import paired_ratio, p50_of
+    from targets.preprocess import normalise
+
+    batch = next(iter(candidates.values())).batch
+    inputs = normalise(np.take(np.load(pixels, mmap_mode="r"), range(max(16, batch)), axis=0, mode="wrap"), spec.preprocess)
+    under_test = {"baseline": baseline, **engines}
+    comparison = compare(
+        {name: EngineUnderTest(folder=folder, batch=batch, threads=threads) for name, folder in under_test.items()},
+        inputs,
+        level="quick",
+        tell=tell,
+    )
+    measured = comparison.measurements
+    best = max(agreements.values())
+    fit = [name for name in candidates if agreements[name] >= best - AGREEMENT_SLACK]
+    if not fit:
+        raise StageError(f"no candidate gives finite answers: {', '.join(f'{name} {share:.1%}' for name, share in agreements.items())}")
+    winner = fit[0]
+    for name in fit[1:]:
+        _, (_, high) = paired_ratio(measured[name], measured[winner])
+        if high < 1:
+            winner = name
+    rows = []
+    for name, candidate in candidates.items():
+        p50 = p50_of(measured[name])
+        if name == winner:
+            reason = "fastest of those that agree with the source"
+        elif name not in fit:
+            reason = f"agrees with the source on {agreements[name]:.1%} of select, the best on {best:.1%}"
+        else:
+            ratio, (low, high) = paired_ratio(measured[name], measured[winner])
+            reason = f"takes {ratio:.2f} [{low:.2f}, {high:.2f}] times as long as {winner}"
+        rows.append(_row(candidate, p50, agreements[name], sizes[name], chosen=name == winner, reason=reason))
+    return Choice(winner=winner, rows=tuple(rows))
+
+
+def _row(candidate: Candidate, p50_ms: float | None, agreement: float, size: int, *, chosen: bool, reason: str) -> CandidateRow:
+    return CandidateRow(
+        runtime=candidate.runtime,
+        precision=candidate.precision,
+        p50_ms=p50_ms,
+        agreement=agreement,
+        bytes=size,
+        chosen=chosen,
+        reason=reason,
+    )

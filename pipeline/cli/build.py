@@ -1,0 +1,183 @@
+"""Commands that build and measure: build, plan, validate, demo, init."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import JsonOption, SetOption, StoreOption, TargetOption, open_store
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Where reports and bundles go.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit 1 also when undecided or not measured.")]
+
+
+def build(
+    recipe: RecipeArgument,
+    target: TargetOption = None,
+    set_: SetOption = None,
+    output: OutputOption = Path("out"),
+    store: StoreOption = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Use finished steps, or run all of them anew.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a deployable engine with its report and bundle.
+
+    Finished steps are kept in the store: after an interruption the same command goes on where it stopped.
+    """
+    loaded = _load(recipe, target, set_)
+    if dry_run:
+        _show_plan(loaded, store, as_json=as_json)
+        return
+    command = _command(recipe, target, set_)
+    _build(loaded, output=output, store=store, resume=resume, strict=strict, as_json=as_json, command=command)
+
+
+def plan(
+    recipe: RecipeArgument,
+    target: TargetOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the steps of a recipe with their keys, and which are finished already; nothing runs."""
+    _show_plan(_load(recipe, target, set_), store, as_json=as_json)
+
+
+def validate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `vitrim build` wrote.", show_default=False)],
+    recipe: Annotated[Path | None, typer.Option(help="Take evaluation images and metric from this recipe.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Evaluation images: a folder or a zip.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with the columns file,label.")] = None,
+    level: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle's files and measure it anew on this machine: latency, and accuracy where images are given."""
+    from rich.console import Console
+
+    from pipeline.revalidate import revalidate
+
+    told = revalidate(bundle, recipe=recipe, images=images, labels=labels, level=level)
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        console = Console()
+        for name, value in told.items():
+            console.print(f"{name:<22} {value}", highlight=False, markup=False)
+
+
+def demo(
+    output: OutputOption = Path("out/demo"),
+    store: StoreOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the main job on an embedded model and embedded images: handwritten digits. Takes a few minutes, needs nothing."""
+    from pipeline.recipe import demo_recipe_path
+
+    loaded = _load(demo_recipe_path(), None, set_)
+    _build(loaded, output=output, store=store, resume=True, strict=False, as_json=as_json, command="vitrim demo")
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    model: Annotated[str, typer.Option(help="timm name of the model.")] = "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    images: Annotated[Path, typer.Option(help="Folder or zip of images for calibration and distillation.")] = Path("images"),
+    target: Annotated[str, typer.Option(help="Where it will run.")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a recipe to start from, with every choice explained."""
+    from pipeline.starter import write_starter
+
+    write_starter(path, model=model, images=images, target=target, force=force)
+    typer.echo(f"wrote {path}; look at it, then: vitrim build {path}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the application."""
+    for command in (build, plan, validate, init, demo):
+        app.command()(command)
+
+
+def _load(path: Path, targets: list[str] | None, overrides: list[str] | None) -> "Recipe":
+    from pipeline.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides=tuple(overrides or ()))
+    return recipe.replace(targets=tuple(targets)) if targets else recipe
+
+
+def _build(
+    recipe: "Recipe",
+    *,
+    output: Path,
+    store: Path | None,
+    resume: bool,
+    strict: bool,
+    as_json: bool,
+    command: str,
+) -> None:
+    from rich.console import Console
+
+    from pipeline.build import build as run
+    from pipeline.cli.console import make_watcher
+    from pipeline.report.terminal import summary
+    from pipeline.verdict import exit_code
+
+    console = Console()
+    with make_watcher(as_json=as_json, console=console) as watcher:
+        reports = run(recipe, store=open_store(store), output=output, resume=resume, watch=watcher, command=command)
+    if as_json:
+        typer.echo(json.dumps({"kind": "result", "reports": {name: one.model_dump(mode="json") for name, one in reports.items()}}))
+    else:
+        for name, one in reports.items():
+            console.print()
+            console.print(summary(one))
+            console.print(f"\nreport  {output / name / 'report.html'}\nbundle  {output / name / 'bundle'}", highlight=False)
+    worst = max(exit_code(one.verdict.status, strict=strict) for one in reports.values())
+    if worst:
+        raise typer.Exit(worst)
+
+
+def _command(recipe: Path, targets: list[str] | None, overrides: list[str] | None) -> str:
+    import shlex
+
+    words = ["vitrim", "build", str(recipe)]
+    words += [word for name in targets or () for word in ("--target", name)]
+    words += [word for pair in overrides or () for word in ("--set", pair)]
+    return shlex.join(words)
+
+
+def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.build import plan_recipe
+
+    shelf = open_store(store)
+    made = plan_recipe(recipe, shelf)
+    if as_json:
+        told = {
+            target.profile.name: [
+                {"step": step.title, "stage": step.stage, "key": step.key, "finished": shelf.has(step.key), "options": step.options.model_dump(mode="json")}
+                for step in target.steps()
+            ]
+            for target in made.targets
+        }
+        typer.echo(json.dumps(told, indent=2))
+        return
+    console = Console()
+    for target in made.targets:
+        table = Table("step", "key", "", title=f"{recipe.name} for {target.profile.name}", box=None, pad_edge=False, title_justify="left")
+        for step in target.steps():
+            table.add_row(step.title, step.key[:12], "finished" if shelf.has(step.key) else "to run")
+        console.print(table)
+        for role, images in made.images.items():
+            console.print(f"images  {role.value:<9} {len(images):>6}", highlight=False)
+        for name, reason in target.passed_over:
+            console.print(f"passed over: {name}: {reason}", style="yellow", markup=False)

@@ -1,0 +1,133 @@
+"""Commands that look and change nothing: targets, stages, doctor, report."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import JsonOption, StoreOption
+
+targets = typer.Typer(help="List targets, show what is in force, probe this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@targets.command("list")
+def list_targets(as_json: JsonOption = False) -> None:
+    """List the targets that ship with vitrim."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from targets.profile import list_profiles, load_profile
+
+    profiles = [load_profile(name) for name in list_profiles()]
+    if as_json:
+        typer.echo(json.dumps([profile.model_dump(mode="json") for profile in profiles], indent=2))
+        return
+    table = Table("target", "runtimes", "verified", "what it is", box=None, pad_edge=False)
+    for profile in profiles:
+        table.add_row(profile.name, ", ".join(one.name for one in profile.runtimes), profile.verified, profile.summary)
+    Console().print(table)
+
+
+@targets.command()
+def show(name: Annotated[str, typer.Argument(help="A target's name or the path of your own YAML file.")]) -> None:
+    """Print what is in force for a target, defaults written out (YAML)."""
+    import yaml
+
+    from targets.profile import load_profile
+
+    typer.echo(yaml.safe_dump(load_profile(name).model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
+
+
+@targets.command()
+def probe() -> None:
+    """Print what this machine is (JSON): processor, instruction sets, memory, runtimes."""
+    from targets.facts import probe as look
+
+    typer.echo(json.dumps(look(), indent=2, sort_keys=True))
+
+
+def stages(as_json: JsonOption = False) -> None:
+    """List the stages with their options."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from stages.catalog import CATALOG, get_stage
+
+    known = [get_stage(name) for name in CATALOG]
+    if as_json:
+        told = {one.name: {"summary": one.summary, "options": one.options.model_json_schema()} for one in known}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    console = Console()
+    for stage in known:
+        console.print(f"[bold]{stage.name}[/bold]  [dim]{stage.consumes} → {stage.produces}[/dim]\n  {escape(stage.summary)}")
+        for name, field in stage.options.model_fields.items():
+            default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+            text = f"    {name} = {default}" + (f"   {field.description}" if field.description else "")
+            console.print(escape(text), style="dim", highlight=False)
+
+
+def doctor(
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Look at what this target needs.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine has and lacks, with the remedy; exit 1 when something needed is missing."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.doctor import examine
+    from pipeline.store import default_store_root
+
+    findings = examine(target, store_root=store or default_store_root())
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table("", "what", "found", "remedy", box=None, pad_edge=False)
+        marks = {"ok": "[green]ok[/green]", "warning": "[yellow]warn[/yellow]", "missing": "[red]lacks[/red]"}
+        for finding in findings:
+            table.add_row(marks[finding.state], finding.what, finding.found, finding.remedy)
+        Console().print(table)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `vitrim build` wrote, or a report.json.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a finished report again and rewrite its HTML and Markdown pages."""
+    from rich.console import Console
+
+    from pipeline.report.files import read_report, write_report
+    from pipeline.report.terminal import summary
+
+    for path in _report_files(folder):
+        one = read_report(path)
+        if as_json:
+            typer.echo(one.model_dump_json(indent=2))
+            continue
+        write_report(path.parent, one)
+        Console().print(summary(one))
+        typer.echo(f"pages: {path.parent / 'report.html'}")
+
+
+def _report_files(folder: Path) -> list[Path]:
+    from targets.errors import InputError
+
+    if folder.is_file():
+        return [folder]
+    found = [folder / "report.json"] if (folder / "report.json").is_file() else sorted(folder.glob("*/report.json"))
+    if not found:
+        raise InputError(f"no report.json in {str(folder)!r} or one folder below; give the folder that `vitrim build --output` wrote")
+    return found
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the application."""
+    app.command()(stages)
+    app.command()(doctor)
+    app.command()(report)

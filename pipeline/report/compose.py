@@ -1,0 +1,227 @@
+"""From what was built and measured to the one Report: a pure function, apart from the clock."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.report.record import (
+    BlockRow,
+    ByRole,
+    CandidateRow,
+    Change,
+    Latency,
+    LatencyFigures,
+    Report,
+    Size,
+    StageRow,
+    TargetSummary,
+)
+from stages.vit.counts import count_macs, count_params, params_by_part
+from targets.errors import StageError
+
+if TYPE_CHECKING:
+    from pipeline.choose import Choice
+    from pipeline.plan import Candidate, Plan, TargetPlan
+    from pipeline.validation import Validation
+    from stages.artifact import Artifact
+    from stages.vit.spec import ViTSpec
+    from targets.measure.measurement import Comparison, Measurement
+
+HISTOGRAM_BINS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a build of one target brought together."""
+
+    plan: "Plan"
+    target: "TargetPlan"
+    winner: "Candidate"
+    choice: "Choice"
+    validation: "Validation"
+    before: "ViTSpec"
+    after: "ViTSpec"
+    bytes_before: int
+    bytes_after: int
+    steps: Sequence[tuple[str, "Artifact"]]
+    """title and artifact of every step that leads to the engine"""
+    agreements: Mapping[str, tuple[float, float | None]]
+    """by key of a step: agreement with the source and top-1, on `select`"""
+    engine_facts: Mapping[str, Any]
+    """the winner's engine.json"""
+    reused: tuple[str, ...]
+    versions: Mapping[str, str]
+    command: str
+    recipe_text: str
+
+
+def compose(built: Built) -> Report:
+    """Put the report together and judge it."""
+    from pipeline.verdict import judge
+
+    validation, target, winner = built.validation, built.target, built.winner
+    latencies = {int(batch): latency(one, batch=int(batch)) for batch, one in validation.latencies.items()}
+    judged = latencies.pop(winner.batch)
+    size = Size(
+        params=Change(before=count_params(built.before), after=count_params(built.after)),
+        macs=Change(before=count_macs(built.before), after=count_macs(built.after)),
+        bytes=Change(before=built.bytes_before, after=built.bytes_after),
+    )
+    memory = _memory(validation.latencies[str(winner.batch)])
+    summary = TargetSummary(
+        name=target.profile.name,
+        summary=target.profile.summary,
+        board=str(target.facts.get("cpu_model", target.profile.board.description)),
+        runtime=winner.runtime,
+        runtime_version=str(built.engine_facts.get("version", "")),
+        precision=winner.precision,
+        batch=winner.batch,
+        chosen="by measurement" if len(target.candidates) > 1 else "by recipe",
+    )
+    comparison = validation.latencies[str(winner.batch)]
+    return Report(
+        name=built.plan.recipe.name,
+        created_at=datetime.now(UTC),
+        model=built.before.architecture,
+        target=summary,
+        verdict=judge(
+            target.budget,
+            accuracy=validation.accuracy,
+            latency=judged,
+            memory_bytes=memory.engine,
+            engine_bytes=size.bytes.after,
+            parity=validation.parity,
+            baseline_runtime=target.profile.runtimes[0].name,
+        ),
+        accuracy=validation.accuracy,
+        latency_ms=judged,
+        other_batches=tuple(latencies[batch] for batch in sorted(latencies)),
+        throughput_ips=ByRole(
+            baseline=_throughput(judged.baseline, judged.batch),
+            unpruned=_throughput(judged.unpruned, judged.batch),
+            engine=_throughput(judged.engine, judged.batch),
+        ),
+        memory_bytes=memory,
+        size=size,
+        blocks=_blocks(built.before, built.after),
+        stages=tuple(_stage(title, artifact, built) for title, artifact in built.steps),
+        candidates=tuple(built.choice.rows) + tuple(_passed_over(target)),
+        parity=validation.parity,
+        operators=dict(validation.operators),
+        parameters_by_part=_parts(built.before, built.after),
+        conditions={"before": comparison.conditions_before, "after": comparison.conditions_after, "device": dict(target.facts)},
+        versions=dict(built.versions),
+        reused=built.reused,
+        reproduce={
+            "command": built.command,
+            "recipe": built.recipe_text,
+            "recipe_digest": built.plan.recipe.digest(),
+            "engine_sha256": comparison.measurements["engine"].engine_sha256,
+        },
+    )
+
+
+def latency(comparison: "Comparison", *, batch: int) -> Latency:
+    """Figures of one interleaved comparison."""
+    from targets.measure.percentiles import paired_ratio
+
+    measured = comparison.measurements
+    ratio, ratio_ci95 = paired_ratio(measured["engine"], measured["unpruned"])
+    speedup, speedup_ci95 = paired_ratio(measured["baseline"], measured["engine"])
+    return Latency(
+        batch=batch,
+        level=measured["engine"].level,
+        baseline=figures(measured["baseline"]),
+        unpruned=figures(measured["unpruned"]),
+        engine=figures(measured["engine"]),
+        speedup=speedup,
+        speedup_ci95=speedup_ci95,
+        ratio=ratio,
+        ratio_ci95=ratio_ci95,
+    )
+
+
+def figures(measurement: "Measurement") -> LatencyFigures:
+    """Percentiles of one measurement; a tail that too few queries back is None."""
+    from targets.measure.percentiles import p50_ci95, p50_of, tail_percentile
+
+    samples = sorted(sample for run in measurement.runs for sample in run.samples)
+    return LatencyFigures(
+        p50=p50_of(measurement),
+        p90=tail_percentile(samples, 0.90),
+        p99=tail_percentile(samples, 0.99) if measurement.level == "full" else None,
+        ci95=p50_ci95(measurement),
+        queries=len(samples),
+        processes=len(measurement.runs),
+        histogram=_histogram(samples),
+        stable=all(run.stable for run in measurement.runs),
+    )
+
+
+def _histogram(samples: Sequence[float]) -> tuple[tuple[float, int], ...]:
+    """Equal bins from the fastest query to the 99th percentile; slower ones count in the last bin."""
+    low, high = samples[0], samples[min(len(samples) - 1, int(0.99 * len(samples)))]
+    width = (high - low) / HISTOGRAM_BINS or 1e-9
+    counts = [0] * HISTOGRAM_BINS
+    for sample in samples:
+        counts[min(HISTOGRAM_BINS - 1, int((sample - low) / width))] += 1
+    return tuple((low + index * width, count) for index, count in enumerate(counts))
+
+
+def _throughput(one: LatencyFigures, batch: int) -> float:
+    return batch * 1000 / one.p50
+
+
+def _memory(comparison: "Comparison") -> ByRole:
+    peaks = {
+        role: max((run.peak_memory_bytes or 0 for run in measured.runs), default=0) or None
+        for role, measured in comparison.measurements.items()
+    }
+    return ByRole(baseline=peaks["baseline"], unpruned=peaks["unpruned"], engine=peaks["engine"])
+
+
+def _blocks(before: "ViTSpec", after: "ViTSpec") -> tuple[BlockRow, ...]:
+    if len(before.blocks) != len(after.blocks):
+        raise StageError(f"the model had {len(before.blocks)} blocks and has {len(after.blocks)}")
+    return tuple(
+        BlockRow(
+            index=index,
+            heads=Change(before=old.heads, after=new.heads if new.attention != "off" else 0),
+            d_qk=Change(before=old.d_qk, after=new.d_qk if new.attention != "off" else 0),
+            d_v=Change(before=old.d_v, after=new.d_v if new.attention != "off" else 0),
+            mlp_width=Change(before=old.mlp_width, after=new.mlp_width if new.mlp else 0),
+        )
+        for index, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True))
+    )
+
+
+def _parts(before: "ViTSpec", after: "ViTSpec") -> dict[str, Change]:
+    old, new = params_by_part(before), params_by_part(after)
+    return {part: Change(before=old[part], after=new.get(part, 0)) for part in old}
+
+
+def _stage(title: str, artifact: "Artifact", built: Built) -> StageRow:
+    manifest = artifact.manifest
+    facts = dict(manifest.facts)
+    agreement, top1 = built.agreements.get(manifest.key, (None, None))
+    return StageRow(
+        name=title,
+        seconds=manifest.seconds,
+        cached=artifact.cached,
+        key=manifest.key,
+        summary=str(facts.get("summary", "")),
+        params=facts.get("params"),
+        macs=facts.get("macs"),
+        bytes=sum(file.size_bytes for file in manifest.files.values()),
+        agreement=agreement,
+        top1=top1,
+        facts=facts,
+    )
+
+
+def _passed_over(target: "TargetPlan") -> list[CandidateRow]:
+    return [
+        CandidateRow(runtime=name, precision="", p50_ms=None, agreement=None, bytes=None, chosen=False, reason=reason)
+        for name, reason in target.passed_over
+    ]

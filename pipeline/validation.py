@@ -1,0 +1,249 @@
+"""Validation: what was measured of a finished engine, and the measuring itself.
+
+Three engines are compared: the baseline (unpruned source, fp32, the profile's first runtime), the unpruned source in the
+engine's own runtime and precision, and the engine. A validation is kept, and taken over by `build` when the same engines
+meet the same images in the same conditions; `validate` always measures anew.
+"""
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pipeline.answers import Tell, engine_answers, torch_answers
+from pipeline.report.record import Accuracy, OperatorTime, Parity
+from stages.data.images import ImageSet
+from targets.errors import InputError, StageError
+from targets.measure.measurement import Comparison
+from targets.record import Record
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Measure
+    from pipeline.statistics import Floats
+    from stages.vit.spec import ViTSpec
+    from targets.profile import Budget
+
+PARITY_IMAGES = 16
+INPUT_IMAGES = 16
+"""different real inputs that latency measuring rotates through"""
+PARITY_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "int8": 0.9}
+"""least cosine between the engine's and torch's outputs; quantization moves logits, a broken graph destroys them"""
+
+
+class Validation(Record):
+    """Everything measured of one engine."""
+
+    format: str = "vitrim.validation/1"
+    accuracy: Accuracy | None
+    per_image: dict[str, tuple[int, ...]] = {}
+    """top-1 answer of `baseline` and `engine`, and `label`, in the order of the images"""
+    latencies: dict[str, Comparison]
+    """by batch size: raw samples of the three engines, interleaved"""
+    parity: Parity
+    operators: dict[str, tuple[OperatorTime, ...]]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """Folders of the three engines, by batch size."""
+
+    baseline: Mapping[int, Path]
+    unpruned: Mapping[int, Path]
+    engine: Mapping[int, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is validated."""
+
+    engines: Engines
+    batch: int
+    precision: str
+    model: Path
+    """folder of the compressed model (format vit), for parity"""
+    spec: "ViTSpec"
+    measure: "Measure"
+    budget: "Budget"
+    threads: int | None
+    command_bundle: Callable[[str, Path], None]
+    """write a bundle of `baseline` or `engine` into a folder, for the user's own metric command"""
+
+
+def validate(
+    subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, pixels: Path, tell: Tell
+) -> Validation:
+    """Measure everything. pixels: folder for decoded images. tell(message, share) receives progress."""
+    started = time.monotonic()
+    preprocess = subject.spec.preprocess
+    inputs = select.pixels_file(preprocess, pixels)
+    tell("parity", None)
+    parity = check_parity(subject, inputs, tell=tell)
+    tell("accuracy", None)
+    accuracy, per_image = measure_accuracy(subject, evaluate, pixels, tell=tell)
+    latencies = measure_latency(subject, inputs, tell=tell)
+    tell("time by operator", None)
+    operators = measure_operators(subject, inputs)
+    return Validation(
+        accuracy=accuracy,
+        per_image=per_image,
+        latencies=latencies,
+        parity=parity,
+        operators=operators,
+        seconds=time.monotonic() - started,
+    )
+
+
+def check_parity(subject: Subject, pixels: Path, *, tell: Tell) -> Parity:
+    """Compare the engine's outputs with torch's on the same real images."""
+    import numpy as np
+
+    from pipeline.features import feature_cosine
+
+    expected = torch_answers(subject.model, pixels, subject.spec.preprocess, count=PARITY_IMAGES, tell=tell)
+    with TemporaryDirectory(prefix="vitrim-parity-") as folder:
+        few = Path(folder, "images.npy")
+        np.save(few, np.load(pixels, mmap_mode="r")[:PARITY_IMAGES])
+        found = engine_answers(subject.engines.engine[subject.batch], few, subject.spec.preprocess, tell=tell)
+    finite = bool(np.isfinite(found).all())
+    difference = np.abs(np.where(np.isfinite(found), found, 0) - expected)
+    cosine = float(feature_cosine(expected, found).mean()) if finite else 0.0
+    least = PARITY_COSINE[subject.precision]
+    return Parity(
+        images=len(expected),
+        max_abs_error=float(difference.max()),
+        mean_abs_error=float(difference.mean()),
+        cosine=cosine,
+        tolerance=f"mean cosine at least {least} for {subject.precision}, every output finite",
+        passed=finite and cosine >= least,
+    )
+
+
+def measure_accuracy(
+    subject: Subject, evaluate: ImageSet | None, pixels: Path, *, tell: Tell
+) -> tuple[Accuracy | None, dict[str, tuple[int, ...]]]:
+    """Read `evaluate` once with the baseline and the engine; None where the recipe names no such images."""
+    from pipeline import statistics
+
+    budget = subject.budget.accuracy_drop_points
+    metric = subject.measure.metric
+    if metric == "command":
+        return _by_command(subject), {}
+    if evaluate is None:
+        return None, {}
+    file = evaluate.pixels_file(subject.spec.preprocess, pixels)
+
+    def answers(role: str, folder: Path) -> "Floats":
+        return engine_answers(folder, file, subject.spec.preprocess, tell=lambda message, share: tell(f"accuracy of the {role}: {message}", share))
+
+    baseline = answers("baseline", subject.engines.baseline[subject.batch])
+    engine = answers("engine", subject.engines.engine[subject.batch])
+    labels = evaluate.labels
+    if metric == "zero_shot":
+        baseline, engine = _zero_shot(subject, baseline), _zero_shot(subject, engine)
+    if metric in ("zero_shot", "top1") and labels is None:
+        raise InputError(f"metric {metric!r} needs labels for data.evaluate; add labels: FILE.csv, or use metric: auto")
+    if metric == "knn" or (metric == "auto" and not subject.spec.classes):
+        return statistics.compare_features(baseline, engine, labels=labels, budget_points=budget), {}
+    top1 = {"baseline": _top1(baseline), "engine": _top1(engine)}
+    if labels is None:
+        same = (baseline.argmax(axis=1) == engine.argmax(axis=1)).astype(float)
+        accuracy = statistics.compare_scores("agreement", same * 0 + 1, same, budget_points=budget)
+        return accuracy.replace(agreement=float(same.mean())), top1
+    name = "zero_shot_top1" if metric == "zero_shot" else "top1"
+    accuracy = statistics.compare_answers(baseline, engine, labels, metric=name, budget_points=budget)
+    return accuracy, {**top1, "label": tuple(int(label) for label in labels)}
+
+
+def measure_latency(subject: Subject, pixels: Path, *, tell: Tell) -> dict[str, Comparison]:
+    """Time the three engines interleaved, at every batch size."""
+    import numpy as np
+
+    from targets.measure.latency import EngineUnderTest, compare
+    from targets.preprocess import normalise
+
+    found = {}
+    for batch in sorted(subject.engines.engine):
+        needed = max(INPUT_IMAGES, batch)
+        raw = np.load(pixels, mmap_mode="r")
+        inputs = normalise(np.take(raw, range(needed), axis=0, mode="wrap"), subject.spec.preprocess)
+        roles = {
+            "baseline": subject.engines.baseline[batch],
+            "unpruned": subject.engines.unpruned[batch],
+            "engine": subject.engines.engine[batch],
+        }
+        found[str(batch)] = compare(
+            {role: EngineUnderTest(folder=folder, batch=batch, threads=subject.threads) for role, folder in roles.items()},
+            inputs,
+            level=subject.measure.level,
+            tell=lambda message, share, batch=batch: tell(f"latency at batch {batch}: {message}", share),  # type: ignore[misc]
+        )
+    return found
+
+
+def measure_operators(subject: Subject, pixels: Path) -> dict[str, tuple[OperatorTime, ...]]:
+    """Ask each runtime where its time goes, by kind of operator."""
+    import numpy as np
+
+    from targets.preprocess import normalise
+    from targets.worker import Worker
+
+    inputs = normalise(np.take(np.load(pixels, mmap_mode="r"), range(subject.batch), axis=0, mode="wrap"), subject.spec.preprocess)
+    found = {}
+    for role, folder in (
+        ("baseline", subject.engines.baseline[subject.batch]),
+        ("engine", subject.engines.engine[subject.batch]),
+    ):
+        with Worker(threads=subject.threads) as worker:
+            worker.load(folder)
+            rows = worker.profile(inputs)
+        found[role] = tuple(OperatorTime(operator=row["operator"], share=row["share"], calls=row["calls"]) for row in rows)
+    return found
+
+
+def _top1(answers: "Floats") -> tuple[int, ...]:
+    return tuple(int(answer) for answer in answers.argmax(axis=1))
+
+
+def _zero_shot(subject: Subject, features: "Floats") -> "Floats":
+    from pipeline.features import load_text_embeddings, zero_shot_logits
+
+    if subject.measure.text_embeddings is None:
+        raise InputError("metric 'zero_shot' needs measure.text_embeddings: a .npy or .safetensors file [classes, width]")
+    return zero_shot_logits(features, load_text_embeddings(subject.measure.text_embeddings))
+
+
+def _by_command(subject: Subject) -> Accuracy:
+    """Run the user's command on a bundle of the baseline and of the engine; it prints JSON with `value` and `images`."""
+    import json
+
+    from pipeline.statistics import compare_totals
+
+    command = subject.measure.command
+    if not command or "{bundle}" not in command:
+        raise InputError("metric 'command' needs measure.command with {bundle} in it, e.g. python metric.py {bundle}")
+    told: dict[str, dict[str, Any]] = {}
+    for role in ("baseline", "engine"):
+        with TemporaryDirectory(prefix="vitrim-metric-") as folder:
+            subject.command_bundle(role, Path(folder, "bundle"))
+            words = [word.replace("{bundle}", str(Path(folder, "bundle"))) for word in shlex.split(command)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StageError(f"the metric command ended with {done.returncode} for the {role}: {done.stderr.strip()[-300:]}")
+        try:
+            told[role] = json.loads(done.stdout.strip().splitlines()[-1])
+            float(told[role]["value"]), int(told[role]["images"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise StageError(
+                f'the metric command must print {{"value": 0..1, "images": N, "name": ...}} as its last line, got {done.stdout.strip()[-200:]!r}'
+            ) from error
+    return compare_totals(
+        str(told["engine"].get("name", "command")),
+        float(told["baseline"]["value"]),
+        float(told["engine"]["value"]),
+        images=int(told["engine"]["images"]),
+    )

@@ -1,0 +1,69 @@
+"""vitrim from Python: the same as the command line.
+
+    import vitrim
+
+    reports = vitrim.build("recipe.yaml", overrides=["steps.prune_mlp.keep=0.5"])
+    print(reports["cpu"].verdict.sentence)
+    module = vitrim.load("out/model")       # a torch module from a folder with vit.json
+    figures = vitrim.validate("out/cpu/bundle", images="val.zip", labels="labels.csv")
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.events import Event
+    from pipeline.report.record import Report
+    from stages.vit.model import ViT
+
+__all__ = ["build", "load", "validate"]
+
+
+def build(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    output: str | Path = "out",
+    store: str | Path | None = None,
+    resume: bool = True,
+    watch: "Callable[[Event], None] | None" = None,
+) -> "dict[str, Report]":
+    """Build a recipe for its targets (or these); returns the reports by target.
+
+    overrides: like --set, e.g. "steps.prune_mlp.keep=0.5". watch: called with every event.
+    Raises targets.errors.InputError for bad input, StageError and WorkerError where something that was tried failed.
+    """
+    from pipeline.build import build as run
+    from pipeline.events import ignore
+    from pipeline.recipe import load_recipe
+    from pipeline.store import Store, default_store_root
+
+    loaded = load_recipe(Path(recipe), overrides=tuple(overrides))
+    if targets:
+        loaded = loaded.replace(targets=tuple(targets))
+    with Store(Path(store) if store else default_store_root()) as shelf:
+        return run(loaded, store=shelf, output=Path(output), resume=resume, watch=watch or ignore, command=f"vitrim build {recipe}")
+
+
+def load(folder: str | Path) -> "ViT":
+    """Load a model folder (vit.json, model.safetensors) as a torch module in evaluation mode."""
+    from stages.vit.files import load_model
+
+    return load_model(Path(folder))
+
+
+def validate(
+    bundle: str | Path,
+    *,
+    images: str | Path | None = None,
+    labels: str | Path | None = None,
+    level: str = "quick",
+) -> dict[str, Any]:
+    """Check a bundle's files and measure it anew on this machine; accuracy where labelled images are given."""
+    from pipeline.revalidate import revalidate
+
+    return revalidate(
+        Path(bundle), images=Path(images) if images else None, labels=Path(labels) if labels else None, level=level
+    )
