@@ -4,7 +4,7 @@ The arithmetic is in `targets/bundle/pixels.py`, which every bundle carries. Lig
 Shapes: N images, H and W of the model's input, three channels.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+Positive = Annotated[float, Field(gt=0)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
@@ -27,7 +28,7 @@ class Preprocess(Record):
     crop_mode: Literal["center", "squash", "border"] = "center"
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
 
 
 def resize_and_crop(image: "Image", preprocess: Preprocess) -> "NDArray[np.uint8]":

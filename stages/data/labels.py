@@ -14,8 +14,8 @@ MAX_LABEL = 10_000_000
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Names of the classes: line i, counted from 0, names class i. Raises InputError."""
-    lines = [line.strip() for line in _text(path, "classes").rstrip().split("\n")]
-    if lines == [""]:
+    lines = [line.strip() for line in io.StringIO(_text(path, "classes").rstrip(), newline=None)]
+    if not lines:
         raise InputError(f"classes file {str(path)!r} is empty; line i, counted from 0, names class i")
     if "" in lines:
         raise InputError(f"line {lines.index('') + 1} of the classes file {str(path)!r} is empty; line i names class i")
@@ -137,7 +137,7 @@ def _label(text: str, at: str) -> int:
 
 def _text(path: Path, what: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # line ends as they are: csv knows them
     except FileNotFoundError:
         raise InputError(f"no {what} file at {str(path)!r}; relative paths start at the recipe's folder") from None
     except OSError as error:

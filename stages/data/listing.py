@@ -154,21 +154,17 @@ def _zip_members(root: Path, prefix: str) -> list[Listed]:
         raise InputError(f"cannot read the zip {str(root)!r}: {error}") from error
     if len(members) > MAX_MEMBERS:
         raise InputError(f"{str(root)!r} has {len(members):,} members, at most {MAX_MEMBERS:,} are read; split it")
-    seen: set[str] = set()
+    images: dict[str, Listed] = {}
     for member in members:
-        if reason := _unsafe(member) or ("is there twice" if member.filename in seen else None):
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        if reason := _unsafe(member) or ("is there twice" if str(path) in images else None):
             raise InputError(f"{str(root)!r}: member {member.orig_filename!r} {reason}; pack the zip anew without it")
-        seen.add(member.filename)
+        if not member.is_dir() and _is_image_name(path.name) and not any(_hidden(part) for part in path.parts):
+            name = _printable(str(path))
+            images[str(path)] = Listed(prefix + name, name, Member(str(root), member.filename))
     if sum(member.compress_size for member in members) > root.stat().st_size:
         raise InputError(f"{str(root)!r}: its members overlap, as in a zip bomb; pack the zip anew")
-    listed = []
-    for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-        if member.is_dir() or any(_hidden(part) for part in parts) or not _is_image_name(parts[-1]):
-            continue
-        name = "/".join(parts)
-        listed.append(Listed(prefix + _printable(name), _printable(name), Member(str(root), member.filename)))
-    return listed
+    return list(images.values())
 
 
 def _unsafe(member: zipfile.ZipInfo) -> str | None:
