@@ -20,6 +20,8 @@ class BudgetCheck(Record):
     value: float | None
     status: Status
     note: str = ""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the value; the status is the interval's, not the value's"""
 
 
 class Verdict(Record):
@@ -43,6 +45,8 @@ class TargetSummary(Record):
     batch: int
     chosen: str
     """how runtime and precision were chosen: by measurement, by recipe"""
+    baseline_runtime: str = ""
+    """the runtime that runs the unpruned source in fp32"""
 
 
 class Accuracy(Record):

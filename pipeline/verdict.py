@@ -1,0 +1,205 @@
+"""The verdict: what must hold, against what was measured.
+
+An interval decides, not a value: within when all of it is inside the budget, over when all of it is outside, else
+undecided. A figure that has no interval by its nature (a size, a percentile that is already a bound) decides by itself.
+"""
+
+from pipeline.report import figures
+from pipeline.report.record import Accuracy, BudgetCheck, Latency, Parity, Status, Verdict
+from targets.profile import Budget
+
+WORST_FIRST: tuple[Status, ...] = ("failed", "over", "undecided", "not_measured", "within")
+WORDS: dict[Status, str] = {
+    "within": "within budget",
+    "over": "over budget",
+    "undecided": "undecided",
+    "not_measured": "not measured",
+    "failed": "failed",
+}
+UNITS = {
+    "accuracy_drop_points": "points",
+    "latency_p50_ms": "ms",
+    "latency_p99_ms": "ms",
+    "latency_ratio": "engine / unpruned",
+    "memory_bytes": "bytes",
+    "engine_bytes": "bytes",
+}
+
+
+def judge(
+    budget: Budget,
+    *,
+    accuracy: Accuracy | None,
+    latency: Latency | None,
+    memory_bytes: float | None,
+    engine_bytes: int | None,
+    parity: Parity | None,
+    baseline_runtime: str = "",
+) -> Verdict:
+    """Hold every key of the budget against its measurement; the worst check is the verdict.
+
+    memory_bytes and engine_bytes are the engine's; baseline_runtime names what the speed-up refers to.
+    """
+    checks = [
+        check
+        for check in (
+            _accuracy(budget.accuracy_drop_points, accuracy),
+            _latency_p50(budget.latency_p50_ms, latency),
+            _latency_p99(budget.latency_p99_ms, latency),
+            _latency_ratio(budget.latency_ratio, latency),
+            _check("memory_bytes", budget.memory_bytes, memory_bytes),
+            _check("engine_bytes", budget.engine_bytes, engine_bytes),
+        )
+        if check is not None
+    ]
+    found: list[Status] = [check.status for check in checks] or ["not_measured"]
+    if parity is not None and not parity.passed:
+        found.append("failed")
+    status = min(found, key=WORST_FIRST.index)
+    return Verdict(
+        status=status,
+        sentence=_sentence(status, checks, accuracy, latency, parity, baseline_runtime),
+        checks=tuple(checks),
+    )
+
+
+def exit_code(status: Status, *, strict: bool = False) -> int:
+    """What the command line ends with: 0 keeps a pipeline going, 1 stops it; strict: 0 for `within` only."""
+    return int(status in ("over", "failed") or (strict and status != "within"))
+
+
+def _accuracy(limit: float | None, accuracy: Accuracy | None) -> BudgetCheck | None:
+    if limit is None or accuracy is None:
+        return _check("accuracy_drop_points", limit, None, note="no images to evaluate on")
+    if accuracy.drop_ci95 is None:
+        # One number for the whole set cannot show that a budget is kept; beyond the budget it is a warning to heed.
+        status: Status = "over" if accuracy.drop_points > limit else "undecided"
+        note = "the metric gives one number and so no interval"
+        return _check("accuracy_drop_points", limit, accuracy.drop_points, note=note, status=status)
+    needed = accuracy.images_to_decide
+    return _check(
+        "accuracy_drop_points",
+        limit,
+        accuracy.drop_points,
+        interval=accuracy.drop_ci95,
+        note=f"about {needed:,} images would decide" if needed else "",
+    )
+
+
+def _latency_p50(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
+    if latency is None:
+        return _check("latency_p50_ms", limit, None)
+    engine = latency.engine
+    return _check("latency_p50_ms", limit, engine.p50, interval=engine.ci95, note=_stability(latency, "engine"))
+
+
+def _latency_p99(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
+    if latency is None:
+        return _check("latency_p99_ms", limit, None)
+    missing = f"level {latency.level}: {latency.engine.queries:,} queries back no p99"
+    note = missing if latency.engine.p99 is None else _stability(latency, "engine")
+    return _check("latency_p99_ms", limit, latency.engine.p99, note=note)
+
+
+def _latency_ratio(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
+    if latency is None:
+        return _check("latency_ratio", limit, None)
+    note = _stability(latency, "unpruned", "engine")
+    return _check("latency_ratio", limit, latency.ratio, interval=latency.ratio_ci95, note=note)
+
+
+def _check(
+    name: str,
+    limit: float | None,
+    value: float | None,
+    *,
+    interval: tuple[float, float] | None = None,
+    note: str = "",
+    status: Status | None = None,
+) -> BudgetCheck | None:
+    """One line of the verdict; None where the budget has no such key."""
+    if limit is None:
+        return None
+    status = status or _status(limit, value, interval)
+    return BudgetCheck(
+        name=name, unit=UNITS[name], limit=limit, value=value, interval=interval, status=status, note=note
+    )
+
+
+def _status(limit: float, value: float | None, interval: tuple[float, float] | None) -> Status:
+    if value is None:
+        return "not_measured"
+    low, high = interval or (value, value)
+    if high <= limit:
+        return "within"
+    return "over" if low > limit else "undecided"
+
+
+def _stability(latency: Latency, *roles: str) -> str:
+    unstable = [role for role in roles if not figures.figures_of(latency, role).stable]
+    return f"the warm-up of {' and '.join(unstable)} did not settle" if unstable else ""
+
+
+# The sentence.
+
+
+def _sentence(
+    status: Status,
+    checks: list[BudgetCheck],
+    accuracy: Accuracy | None,
+    latency: Latency | None,
+    parity: Parity | None,
+    baseline_runtime: str,
+) -> str:
+    """What decided comes first, then speed and accuracy; the rest is in the table of checks."""
+    first = [_clause(check, accuracy) for check in checks if check.status == status != "within"]
+    if parity is not None and not parity.passed:
+        first = [
+            f"the engine's outputs are not the model's: cosine {parity.cosine:.4f}, largest error "
+            f"{parity.max_abs_error:.3g} on {parity.images:,} images, wanted {figures.visible(parity.tolerance)}"
+        ]
+    told = {check.name for check in checks if check.status == status != "within"} if status != "failed" else set()
+    if latency is not None:
+        first.append(_speed(latency, baseline_runtime))
+    if accuracy is not None and "accuracy_drop_points" not in told:
+        check = next((one for one in checks if one.name == "accuracy_drop_points"), None)
+        first.append(_clause(check, accuracy) if check else _drop(accuracy, None))
+    head = WORDS[status] if checks or status == "failed" else "no budget was set"
+    return ": ".join(part for part in (head, "; ".join(first)) if part)
+
+
+def _clause(check: BudgetCheck, accuracy: Accuracy | None) -> str:
+    """One check in words."""
+    if check.name == "accuracy_drop_points" and accuracy is not None:
+        return _drop(accuracy, check)
+    name = figures.BUDGET_NAMES[check.name]
+    if check.value is None:
+        return f"{name} not measured" + (f" ({check.note})" if check.note else "")
+    interval = f" {figures.budget_interval(check.name, check.interval, near=check.limit)}" if check.interval else ""
+    value = figures.budget_value(check.name, check.value, near=check.limit)
+    return f"{name} {value}{interval} of at most {figures.budget_value(check.name, check.limit)}"
+
+
+def _drop(accuracy: Accuracy, check: BudgetCheck | None) -> str:
+    """`top-1 drop 0.6 points [0.1, 1.4] of at most 2.0, on 1,100 images`."""
+    values = [accuracy.drop_points, *(accuracy.drop_ci95 or ())]
+    decimals = figures.telling_decimals(values, check.limit if check else None)
+    text = f"{figures.metric_name(accuracy.metric)} drop {figures.points(accuracy.drop_points, decimals=decimals)}"
+    if accuracy.drop_ci95 is not None:
+        text += f" {figures.bracket(accuracy.drop_ci95, decimals)}"
+    if check is not None:
+        text += f" of at most {figures.number(check.limit, decimals)}"
+    text += f", on {accuracy.images:,} images"
+    return f"{text} ({check.note})" if check is not None and check.note else text
+
+
+def _speed(latency: Latency, baseline_runtime: str) -> str:
+    """`1.9x faster than fp32 ONNX Runtime (8.4 → 4.3 ms)`."""
+    baseline = f"fp32 {figures.runtime_name(baseline_runtime)}" if baseline_runtime else "the fp32 baseline"
+    change = figures.milliseconds_change(latency.baseline.p50, latency.engine.p50)
+    low, high = latency.speedup_ci95
+    if low <= 1 <= high:
+        return f"no faster or slower than {baseline} beyond noise ({change})"
+    if latency.speedup > 1:
+        return f"{figures.significant(latency.speedup, 2)}x faster than {baseline} ({change})"
+    return f"{figures.significant(1 / latency.speedup, 2)}x slower than {baseline} ({change})"

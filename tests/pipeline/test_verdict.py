@@ -1,0 +1,246 @@
+"""The verdict follows from intervals, and its sentence says why."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.report.record import Accuracy, Latency, LatencyFigures, Parity
+from pipeline.statistics import images_to_decide, paired_interval
+from pipeline.verdict import WORST_FIRST, exit_code, judge
+from targets.profile import Budget
+
+RANK = {status: rank for rank, status in enumerate(reversed(WORST_FIRST))}
+
+
+def accuracy(drop=0.6, interval=(-0.2, 1.4), images=1100, needed=None, metric="top1"):
+    return Accuracy(
+        metric=metric,
+        baseline=0.79,
+        engine=0.79 - drop / 100,
+        drop_points=drop,
+        drop_ci95=interval,
+        agreement=0.95,
+        images=images,
+        images_to_decide=needed,
+    )
+
+
+def figures(p50, *, p99=None, ci95=None, stable=True):
+    return LatencyFigures(
+        p50=p50, p90=p50 * 1.1, p99=p99, ci95=ci95 or (p50 * 0.98, p50 * 1.02), queries=128, processes=2, stable=stable
+    )
+
+
+def latency(p50=4.31, *, p99=None, ratio=0.6, speedup=1.9, ci95=None, speedup_ci95=None, stable=True):
+    return Latency(
+        batch=1,
+        level="full" if p99 else "quick",
+        baseline=figures(8.4),
+        unpruned=figures(7.0),
+        engine=figures(p50, p99=p99, ci95=ci95, stable=stable),
+        speedup=speedup,
+        speedup_ci95=speedup_ci95 or (speedup * 0.97, speedup * 1.03),
+        ratio=ratio,
+        ratio_ci95=(ratio * 0.95, ratio * 1.05),
+    )
+
+
+def parity(*, passed=True):
+    return Parity(
+        images=16,
+        max_abs_error=3.21,
+        mean_abs_error=0.1,
+        cosine=0.412,
+        tolerance="mean cosine at least 0.9",
+        passed=passed,
+    )
+
+
+def judged(budget, **measured):
+    defaults = dict.fromkeys(("accuracy", "latency", "memory_bytes", "engine_bytes", "parity"))
+    return judge(budget, **{**defaults, "baseline_runtime": "onnxruntime", **measured})
+
+
+# Status.
+
+
+@given(st.floats(0, 10), st.floats(-5, 10), st.floats(0, 5), st.floats(0, 5))
+@settings(deadline=None)
+def test_the_interval_decides_and_not_the_value(limit, drop, below, above):
+    interval = (drop - below, drop + above)
+    verdict = judged(Budget(accuracy_drop_points=limit), accuracy=accuracy(drop, interval))
+
+    if interval[1] <= limit:
+        assert verdict.status == "within"
+    elif interval[0] > limit:
+        assert verdict.status == "over"
+    else:
+        assert verdict.status == "undecided"
+
+
+@given(st.integers(50, 3000), st.floats(0, 0.1), st.floats(0, 0.1), st.floats(0, 5))
+@settings(deadline=None)
+def test_an_undecided_drop_says_how_many_images_would_decide(images, lost_share, gained_share, limit):
+    lost, gained = int(images * lost_share), int(images * gained_share)
+    low, high = (100 * end for end in paired_interval(lost, gained, images))
+    needed = images_to_decide(limit, lost=lost, gained=gained, images=images)
+    measured = accuracy(100 * (lost - gained) / images, (low, high), images, needed)
+    verdict = judged(Budget(accuracy_drop_points=limit), accuracy=measured)
+
+    if verdict.status == "undecided":
+        assert needed is None or f"about {needed:,} images would decide" in verdict.sentence
+    else:
+        assert needed is None
+
+
+LIMITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "accuracy_drop_points": st.sampled_from([0.1, 1.0, 2.0]),
+        "latency_p50_ms": st.sampled_from([4.0, 4.31, 5.0]),
+        "latency_p99_ms": st.sampled_from([4.0, 6.0]),
+        "latency_ratio": st.sampled_from([0.5, 0.6, 0.7]),
+        "memory_bytes": st.sampled_from([100, 300]),
+        "engine_bytes": st.sampled_from([1, 6]),
+    },
+)
+
+
+@given(LIMITS, st.booleans(), st.booleans(), st.booleans(), st.sampled_from([None, 5.2]))
+@settings(deadline=None)
+def test_the_worst_check_is_the_verdict_and_only_what_the_budget_names_is_judged(limits, labels, timed, same, p99):
+    verdict = judged(
+        Budget(**limits),
+        accuracy=accuracy() if labels else None,
+        latency=latency(p99=p99) if timed else None,
+        memory_bytes=200.0 if timed else None,
+        engine_bytes=5,
+        parity=parity(passed=same),
+    )
+    ranks = [RANK[check.status] for check in verdict.checks]
+
+    assert [check.name for check in verdict.checks] == [name for name in Budget.model_fields if name in limits]
+    if not same:
+        assert verdict.status == "failed"
+    else:
+        assert RANK[verdict.status] == max(ranks, default=RANK["not_measured"])
+    assert "\n" not in verdict.sentence
+    assert "None" not in verdict.sentence
+
+
+def test_each_key_is_judged_by_its_own_measurement():
+    budget = Budget(
+        accuracy_drop_points=2,
+        latency_p50_ms=4.3,
+        latency_p99_ms=5,
+        latency_ratio=0.5,
+        memory_bytes=200,
+        engine_bytes=6,
+    )
+    verdict = judged(budget, accuracy=accuracy(), latency=latency(p99=4.9), memory_bytes=200, engine_bytes=7)
+
+    assert {check.name: check.status for check in verdict.checks} == {
+        "accuracy_drop_points": "within",
+        "latency_p50_ms": "undecided",
+        "latency_p99_ms": "within",
+        "latency_ratio": "over",
+        "memory_bytes": "within",
+        "engine_bytes": "over",
+    }
+    assert verdict.checks[1].interval == pytest.approx((4.31 * 0.98, 4.31 * 1.02))
+
+
+def test_one_number_without_an_interval_can_only_be_over():
+    budget = Budget(accuracy_drop_points=2)
+    good = judged(budget, accuracy=accuracy(0.1, None, metric="mIoU"))
+    bad = judged(budget, accuracy=accuracy(2.1, None, metric="mIoU"))
+
+    assert (good.status, bad.status) == ("undecided", "over")
+    assert "mIoU drop 0.1 points of at most 2.0, on 1,100 images (the metric gives one number" in good.sentence
+
+
+def test_a_broken_engine_failed_whatever_else_holds():
+    verdict = judged(Budget(accuracy_drop_points=50), accuracy=accuracy(), parity=parity(passed=False))
+
+    assert verdict.status == "failed"
+    assert verdict.sentence.startswith(
+        "failed: the engine's outputs are not the model's: cosine 0.4120, largest error 3.21"
+    )
+
+
+def test_a_warm_up_that_did_not_settle_is_noted():
+    verdict = judged(Budget(latency_p50_ms=10, latency_ratio=1), latency=latency(stable=False))
+
+    assert [check.note for check in verdict.checks] == ["the warm-up of engine did not settle"] * 2
+
+
+# The sentence.
+
+
+def test_within_says_the_speed_and_the_drop():
+    verdict = judged(Budget(accuracy_drop_points=2.0), accuracy=accuracy(), latency=latency())
+
+    assert verdict.sentence == (
+        "within budget: 1.9x faster than fp32 ONNX Runtime (8.4 → 4.3 ms); "
+        "top-1 drop 0.6 points [\N{MINUS SIGN}0.2, 1.4] of at most 2.0, on 1,100 images"
+    )
+
+
+def test_over_and_undecided_say_first_what_decided():
+    over = judged(Budget(accuracy_drop_points=2, engine_bytes=5_000_000), accuracy=accuracy(), engine_bytes=5_912_345)
+    open_ = judged(
+        Budget(accuracy_drop_points=1.0), accuracy=accuracy(images=300, needed=5230), latency=latency(speedup=0.5)
+    )
+
+    assert over.sentence == (
+        "over budget: engine size 5.91 MB of at most 5.00 MB; "
+        "top-1 drop 0.6 points [\N{MINUS SIGN}0.2, 1.4] of at most 2.0, on 1,100 images"
+    )
+    assert open_.sentence == (
+        "undecided: top-1 drop 0.6 points [\N{MINUS SIGN}0.2, 1.4] of at most 1.0, on 300 images (about 5,230 images would decide); "
+        "2.0x slower than fp32 ONNX Runtime (8.4 → 4.3 ms)"
+    )
+
+
+def test_what_was_not_measured_is_said():
+    quick = judged(Budget(latency_p99_ms=5), latency=latency())
+    nothing = judged(Budget(accuracy_drop_points=1, latency_p50_ms=3))
+
+    assert quick.sentence.startswith(
+        "not measured: latency p99 not measured (level quick: 128 queries back no p99); 1.9x"
+    )
+    assert nothing.sentence == (
+        "not measured: accuracy drop not measured (no images to evaluate on); latency p50 not measured"
+    )
+
+
+def test_without_a_budget_nothing_is_judged_but_the_figures_are_told():
+    verdict = judged(Budget(), accuracy=accuracy(), latency=latency())
+
+    assert (verdict.status, verdict.checks) == ("not_measured", ())
+    assert verdict.sentence == (
+        "no budget was set: 1.9x faster than fp32 ONNX Runtime (8.4 → 4.3 ms); "
+        "top-1 drop 0.6 points [\N{MINUS SIGN}0.2, 1.4], on 1,100 images"
+    )
+    assert judged(Budget()).sentence == "no budget was set"
+
+
+def test_a_speed_up_within_noise_is_none():
+    verdict = judged(Budget(), latency=latency(speedup=1.02, speedup_ci95=(0.97, 1.07)))
+
+    assert "no faster or slower than fp32 ONNX Runtime beyond noise" in verdict.sentence
+
+
+def test_rounding_never_hides_why():
+    # 2.04 would be written "2.0 of at most 2.0" and look as if it were within.
+    verdict = judged(Budget(accuracy_drop_points=2.0), accuracy=accuracy(1.1, (0.2, 2.04)))
+
+    assert "1.10 points [0.20, 2.04] of at most 2.00" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "strict"),
+    [("within", 0, 0), ("not_measured", 0, 1), ("undecided", 0, 1), ("over", 1, 1), ("failed", 1, 1)],
+)
+def test_exit_codes(status, code, strict):
+    assert (exit_code(status), exit_code(status, strict=True)) == (code, strict)
