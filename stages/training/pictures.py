@@ -5,7 +5,7 @@ Shapes: B images of a batch, H and W of the model's input.
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,11 +16,16 @@ from torch import Tensor
 
 from stages.data.images import ImageSet
 from stages.training.augment import Augmentation
-from stages.training.sampler import batch_at
+from stages.training.sampler import batch_at, held_out
+from targets.errors import InputError
 from targets.preprocess import Preprocess, normalise
 
 DECODED_LIMIT_BYTES = 2**30
 """decoded images are kept until they fill this: all of a small set, the first ones seen of a large one"""
+
+HELD_OUT_SHARE = 0.05
+HELD_OUT_NEEDS = 200
+"""images: ten held out are the least whose mean loss says something"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ class TrainingImages:
         self._decoded: dict[int, Image.Image] = {}
         self._decoded_bytes = 0
 
-    def __call__(self, start: int, stop: int) -> Iterator[Batch]:
+    def __call__(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of the steps start..stop-1, in order."""
         workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         waiting: deque[Future[Batch]] = deque()
@@ -111,10 +116,32 @@ class TrainingImages:
         return picture
 
 
-def plain_batches(images: ImageSet, preprocess: Preprocess, *, batch_size: int) -> Iterator[Batch]:
-    """The images in order, as they are evaluated: no augmentation. Their `step` counts the batches."""
-    labels = images.labels
-    for index, pixels in enumerate(images.batches(preprocess, batch_size)):
-        start = index * batch_size
-        picked = None if labels is None else torch.from_numpy(labels[start : start + len(pixels)])
-        yield Batch(step=index, images=torch.from_numpy(pixels), labels=picked)
+def without_held_out(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Images to train on, and a twentieth of them held out to see when training no longer helps.
+
+    Raises InputError where there are too few to say.
+    """
+    if len(images) < HELD_OUT_NEEDS:
+        raise InputError(
+            f"stop_when_flat holds out a twentieth of the images, and {len(images)} are too few for that; "
+            f"give at least {HELD_OUT_NEEDS}, or set stop_when_flat to false"
+        )
+    kept, held = held_out(len(images), share=HELD_OUT_SHARE, seed=seed)
+    return images.subset(kept), images.subset(held)
+
+
+@dataclass(frozen=True)
+class PlainBatches:
+    """The images in order, as they are evaluated: no augmentation. A batch's `step` is its number."""
+
+    images: ImageSet
+    preprocess: Preprocess
+    batch_size: int
+
+    def __call__(self) -> Iterator[Batch]:
+        """One pass over all images."""
+        labels = self.images.labels
+        for index, pixels in enumerate(self.images.batches(self.preprocess, self.batch_size)):
+            start = index * self.batch_size
+            picked = None if labels is None else torch.from_numpy(labels[start : start + len(pixels)])
+            yield Batch(step=index, images=torch.from_numpy(pixels), labels=picked)

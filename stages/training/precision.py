@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
+from stages.training.options import PrecisionWish
+
 Precision = Literal["fp32", "bf16"]
-PrecisionWish = Literal["auto", "fp32", "bf16"]
 
 NARROWEST_FOR_BF16 = 128
 """On a CPU with avx512_bf16, bf16 autocast trains a ViT of width 192 about twice as fast as fp32, and one of width 96

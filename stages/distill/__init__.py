@@ -1,0 +1,1 @@
+"""Bring a pruned model back to what its source model answers."""

@@ -1,0 +1,1 @@
+"""Fine-tune the source model on the user's labelled images."""
