@@ -16,6 +16,9 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
+LISTED = 30  # names in a message
+
+
 class VitrimError(Exception):
     """Base of all errors raised on purpose."""
 
@@ -35,7 +38,11 @@ class RecipeError(InputError):
         self.origin = origin
         self.problems = tuple(problems)
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"{origin}: {self.problems[0]}" if len(self.problems) == 1 else f"{origin}: {len(self.problems)} problems\n{lines}")
+        super().__init__(
+            f"{origin}: {self.problems[0]}"
+            if len(self.problems) == 1
+            else f"{origin}: {len(self.problems)} problems\n{lines}"
+        )
 
 
 class UnknownNameError(InputError):
@@ -66,4 +73,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(match) for match in close)}?"
-    return f"known: {', '.join(names)}" if names else "none are known"
+    if not names:
+        return "none are known"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"known: {', '.join(names[:LISTED])}{more}"

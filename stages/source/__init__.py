@@ -1,0 +1,1 @@
+"""The source stage: the user's trained model becomes a model folder."""

@@ -1,0 +1,199 @@
+"""From source options to a spec, weights and class names."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from stages.data.labels import read_classes
+from stages.source.options import SourceOptions
+from stages.vit.files import build_empty, check_finite, check_fits, load_labels, load_spec, load_state, read_checkpoint
+from stages.vit.spec import ViTSpec
+from stages.vit.timm_reader import check_class, read_spec, read_timm
+from targets.errors import InputError, UnknownNameError
+
+logger = logging.getLogger("vitrim.source")
+
+HUB = "hf-hub:"
+HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
+
+
+class Source(NamedTuple):
+    """A model as the user gave it."""
+
+    spec: ViTSpec
+    state: dict[str, Tensor]
+    labels: list[str] | None
+    weights: str
+    """where they come from: checkpoint, hub, folder or random; `, new head` where the head is untrained"""
+
+
+def load_source(options: SourceOptions, *, seed: int) -> Source:
+    """Read what the options name; raises InputError.
+
+    seed: for weights that nobody trained: a new head, or all of them with pretrained: false.
+    """
+    source = load_timm(options, seed=seed) if options.folder is None else _load_folder(options.folder)
+    if options.labels is not None:
+        source = source._replace(labels=read_label_file(options.labels))
+    if source.labels is not None and len(source.labels) != source.spec.classes:
+        raise InputError(f"{len(source.labels)} class names for {source.spec.classes} classes; give one name per class")
+    return source
+
+
+def load_timm(options: SourceOptions, *, seed: int) -> Source:
+    """Build a timm model, load its weights, read it."""
+    name = options.timm or ""
+    check_name(name)
+    arguments = _arguments(options)
+    state = None
+    if options.checkpoint is not None:
+        state = read_checkpoint(options.checkpoint)
+        head = state.get("head.weight")
+        if options.classes is None and head is not None and head.ndim == 2:
+            arguments["num_classes"] = len(head)
+    # Refuse what cannot be read before gigabytes are fetched. A name on the hub says nothing before its config is here.
+    if not name.startswith(HUB):
+        check_class(_build(name, {}, device="meta"), name=name)
+        read_spec(_build(name, arguments, device="meta"), name=name)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if state is not None:
+            model = _build(name, arguments)
+            new_head = _load_checkpoint(model, state, options)
+            weights = "checkpoint"
+        elif options.pretrained:
+            model = _fetch(name, arguments)
+            new_head = bool(model.num_classes) and model.num_classes != model.pretrained_cfg["num_classes"]
+            weights = "hub"
+        else:
+            model, new_head, weights = _build(name, arguments), False, "random"
+    if new_head:
+        logger.warning("the head of %s is new: its %d classes are not trained yet", name, model.num_classes)
+    spec, read = read_timm(model, name=name)
+    check_finite(read, origin=f"the model {name!r}")
+    trained = weights != "random" and not new_head
+    labels = _known_labels(model.pretrained_cfg, spec.classes) if trained else None
+    return Source(spec, read, labels, f"{weights}, new head" if new_head else weights)
+
+
+def check_name(name: str) -> None:
+    """Raise UnknownNameError where timm has no such model or no such pretrained tag."""
+    if name.startswith(HUB):
+        return
+    architecture, _, tag = name.partition(".")
+    if ":" in name or not timm.is_model(architecture):
+        raise UnknownNameError("timm model", name, timm.list_models(), hint="timm.list_models() lists them")
+    tags = [full.partition(".")[2] for full in timm.list_models(architecture, include_tags=True)]
+    if tag and tag not in tags:
+        known = ", ".join(filter(None, tags)) or "none"
+        raise UnknownNameError("pretrained tag", tag, tags, hint=f"tags of {architecture}: {known}")
+
+
+def read_label_file(path: Path) -> list[str]:
+    """Read class names: a JSON list of strings, or text whose line i names class i. Raises InputError."""
+    if path.suffix != ".json":
+        return list(read_classes(path))
+    try:
+        labels = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"labels {str(path)!r} cannot be read as JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"labels {str(path)!r} must hold a JSON list of strings")
+    return labels
+
+
+def _load_folder(folder: Path) -> Source:
+    spec, state = load_spec(folder), load_state(folder)
+    check_fits(state, build_empty(spec))
+    return Source(spec, state, load_labels(folder), "folder")
+
+
+def _arguments(options: SourceOptions) -> dict[str, Any]:
+    arguments: dict[str, Any] = dict(options.arguments)
+    if options.classes is not None:
+        arguments["num_classes"] = options.classes
+    if options.image_size is not None:
+        size = options.image_size
+        arguments["img_size"] = (size, size) if isinstance(size, int) else size
+    return arguments
+
+
+def _build(name: str, arguments: Mapping[str, Any], *, device: str = "cpu") -> Any:
+    """Build a timm model with random weights. timm has no types, and says what is wrong with arguments in many ways."""
+    try:
+        with torch.device(device):
+            return timm.create_model(name, pretrained=False, **arguments).eval()
+    except Exception as error:
+        raise InputError(f"timm cannot build {name!r} with {dict(arguments)!r}: {_line(error)}") from error
+
+
+def _fetch(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Build a timm model with the hub's weights."""
+    if not name.startswith(HUB) and not timm.models.is_model_pretrained(name):
+        raise InputError(
+            f"timm has no weights for {name!r}; give a checkpoint, or pretrained: false for random weights"
+        )
+    try:
+        return timm.create_model(name, pretrained=True, **arguments).eval()
+    except Exception as error:  # the hub's client raises a dozen kinds
+        raise InputError(
+            f"cannot load the hub's weights of {name!r}: {_line(error)}; where there is no network, give a checkpoint"
+        ) from error
+
+
+def _load_checkpoint(model: Any, state: dict[str, Tensor], options: SourceOptions) -> bool:
+    """Load weights into a timm model, position and patch embedding resampled where sizes differ.
+
+    Returns whether its head stays new: only where the options ask for another number of classes.
+    """
+    own = model.state_dict()
+    try:
+        state = _adapt(state, model)
+        heads = [name for name in HEADS if name in own or name in state]
+        differs = any(name not in own or name not in state or own[name].shape != state[name].shape for name in heads)
+        if differs and options.classes is not None:
+            state = {name: tensor for name, tensor in state.items() if name not in HEADS}
+            state |= {name: own[name] for name in heads if name in own}
+        check_fits(state, model)
+    except InputError as error:
+        headless = "head.weight" in own and "head.weight" not in state
+        hint = "; set classes to 0 for a model without a head" if headless else ""
+        raise InputError(f"checkpoint {str(options.checkpoint)!r}: {error}{hint}") from error
+    model.load_state_dict(state)
+    return differs and bool(options.classes)
+
+
+def _adapt(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Give the tensors timm's names and the model's image and patch size, as timm's own loader does."""
+    try:
+        adapted: dict[str, Tensor] = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+    except Exception as error:
+        check_fits(state, model)  # says which tensors are to blame, where timm stumbles over the first
+        raise InputError(f"timm cannot adapt it to this model: {_line(error)}") from error
+    return adapted
+
+
+def _known_labels(config: Mapping[str, Any], classes: int) -> list[str] | None:
+    """Class names that timm knows: those in the model's config, or ImageNet-1k's."""
+    names = config.get("label_names")
+    if names and len(names) == classes:
+        descriptions = config.get("label_descriptions")
+        return [str(descriptions.get(name, name)) if isinstance(descriptions, dict) else str(name) for name in names]
+    is_imagenet = infer_imagenet_subset(dict(config)) == "imagenet-1k" and "in1k" in (config.get("tag") or "")
+    if is_imagenet and classes == 1000:
+        labels: list[str] = ImageNetInfo("imagenet-1k").label_descriptions()
+        return labels
+    return None
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
