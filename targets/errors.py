@@ -15,7 +15,6 @@ Anything else that reaches the command line is a defect of vitrim and keeps its 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-
 LISTED = 30  # names in a message
 
 
