@@ -1,0 +1,235 @@
+"""What the agent can do: build an engine, load it, answer images, and measure itself. One session at a time."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from targets.agent import images as pictures
+from targets.errors import InputError, WorkerError
+from targets.facts import probe, read_text
+from targets.runtimes.catalog import get_runtime
+from targets.runtimes.engine import ENGINE_FILE, check_binding, engine_digest, read_engine, verify_files, write_engine
+from targets.runtimes.runtime import Feeds, Runtime, Session, zero_feeds
+
+PROTOCOL = "vitrim.agent/1"
+STABLE_WITHIN = 0.05
+"""warm-up ends when the medians of its last three windows agree within this share"""
+
+
+class Service:
+    """The requests, one method each; arguments and results are plain JSON, arrays travel in .npy files."""
+
+    def __init__(self, *, threads: int, runtimes: Mapping[str, Path]) -> None:
+        self._threads, self._runtimes = threads, runtimes
+        self._session: Session | None = None
+        self._feeds: list[Feeds] = []
+        self._asked = 0
+        self._facts = probe()
+        self._requests: dict[str, Callable[..., Any]] = {
+            "hello": self.hello,
+            "build": self.build,
+            "load": self.load,
+            "infer": self.infer,
+            "rotate": self.rotate,
+            "warm_up": self.warm_up,
+            "measure": self.measure,
+            "profile": self.profile,
+            "matrix_products": self.matrix_products,
+            "memory": self.memory,
+            "close": self.close,
+        }
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """Carry out one request; raises InputError for one that is not known."""
+        name = request.pop("do", None)
+        if name not in self._requests:
+            raise InputError(f"unknown request {name!r}; known: {', '.join(self._requests)}")
+        return self._requests[name](**request)
+
+    def hello(self) -> dict[str, Any]:
+        """Say who answers, and on what machine."""
+        return {"protocol": PROTOCOL, "threads": self._threads, "facts": self._facts}
+
+    def build(self, runtime: str, model: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Build an engine from an ONNX file into an existing empty folder; returns engine.json and the seconds."""
+        software = get_runtime(runtime, self._runtimes)
+        source, folder = Path(model), Path(output)
+        if not source.is_file():
+            raise InputError(f"no ONNX file at {model!r}")
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise InputError(f"{output!r} is not an empty folder")
+        options = {"threads": self._threads, **options}
+        start = time.perf_counter()
+        files: list[str] = software.build(source, folder, options)["files"]
+        seconds = time.perf_counter() - start
+        built = software.load(folder / files[0], {**options, "optimized": True, "batch": None})
+        engine = write_engine(
+            folder,
+            files=files,
+            runtime=runtime,
+            version=software.version(),
+            precision=options["precision"],
+            batch=options["batch"],
+            inputs=[one.to_json() for one in built.inputs],
+            outputs=[one.to_json() for one in built.outputs],
+            options=options,
+            bound_to=self._here(runtime, software),
+        )
+        built.close()
+        return {"engine": engine, "seconds": seconds}
+
+    def load(self, path: str, runtime: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Load an engine's folder after checking it, or a plain .onnx file with the named runtime."""
+        self.close()
+        given = {key: value for key, value in (options or {}).items() if value is not None}
+        if Path(path).is_dir():
+            folder = Path(path)
+            engine = read_engine(folder)
+            if runtime not in (None, engine["runtime"]):
+                raise InputError(f"engine {path!r} was built by {engine['runtime']!r}, not by {runtime!r}")
+            software = get_runtime(engine["runtime"], self._runtimes)
+            check_binding(engine, self._here(engine["runtime"], software))
+            verify_files(folder, engine)
+            file, digest = folder / engine["load"], engine_digest(folder)
+            settings = {"threads": self._threads, "precision": engine["precision"], **given}
+            settings.update(optimized=True, batch=None)
+        elif Path(path).is_file():
+            software = get_runtime(runtime or "onnxruntime", self._runtimes)
+            file, digest = Path(path), ""
+            settings = {"threads": self._threads, "precision": "fp32", **given}
+        else:
+            raise InputError(
+                f"neither an engine nor an .onnx file at {path!r}; an engine is a folder with {ENGINE_FILE}"
+            )
+        start = time.perf_counter()
+        self._session = session = software.load(file, settings)
+        seconds = time.perf_counter() - start
+        if len(session.inputs) != 1:
+            raise InputError(
+                f"the model has the inputs {[one.name for one in session.inputs]}; exactly one is supported"
+            )
+        return {
+            "runtime": software.name,
+            "version": software.version(),
+            "inputs": [one.to_json() for one in session.inputs],
+            "outputs": [one.to_json() for one in session.outputs],
+            "facts": session.facts(),
+            "engine_sha256": digest,
+            "seconds": seconds,
+        }
+
+    def infer(
+        self, images: str, output: str, batch: int | None = None, preprocess: dict[str, Any] | None = None
+    ) -> dict[str, str]:
+        """Answer all images of a .npy file; writes one .npy per output into a folder, returns {output: file}."""
+        session, size = self._loaded(), self._batch(batch)
+        given = pictures.open_images(Path(images), tensor=session.inputs[0], preprocess=preprocess)
+        fixed = session.inputs[0].shape[0] is not None
+        answers: dict[str, list[Any]] = {one.name: [] for one in session.outputs}
+        for part, real in pictures.batches(given, preprocess, batch=size, pad=fixed):
+            for name, answer in session.run({session.inputs[0].name: part}).items():
+                answers[name].append(np.array(answer[:real]))
+        files = {}
+        for index, (name, parts) in enumerate(answers.items()):
+            files[name] = f"{index}.npy"
+            np.save(Path(output) / files[name], np.concatenate(parts), allow_pickle=False)
+        return files
+
+    def rotate(self, images: str, batch: int | None = None, preprocess: dict[str, Any] | None = None) -> int:
+        """Keep images of a .npy file as the queries of warm_up, measure and profile; returns how many queries."""
+        session, size = self._loaded(), self._batch(batch)
+        given = pictures.open_images(Path(images), tensor=session.inputs[0], preprocess=preprocess)
+        self._feeds = pictures.rotation(given, preprocess, name=session.inputs[0].name, batch=size)
+        self._asked = 0
+        return len(self._feeds)
+
+    def warm_up(self, seconds: float, queries: int, limit_seconds: float) -> dict[str, Any]:
+        """Run until time, count and stability are reached, or the limit is."""
+        window = max(3, queries // 5)
+        samples: list[int] = []
+        stable, spent = False, 0.0
+        start = time.perf_counter()
+        while spent < limit_seconds and not (stable and spent >= seconds and len(samples) >= queries):
+            samples.append(self._query())
+            medians = [statistics.median(samples[-window * n :][:window]) for n in (1, 2, 3)]
+            stable = len(samples) >= 3 * window and max(medians) <= (1 + STABLE_WITHIN) * min(medians)
+            spent = time.perf_counter() - start
+        return {
+            "first_ms": samples[0] / 1e6,
+            "query_ms": statistics.median(samples[-window:]) / 1e6,
+            "queries": len(samples),
+            "seconds": spent,
+            "stable": stable,
+        }
+
+    def measure(self, queries: int) -> list[int]:
+        """Time a block of queries, one after the other: nanoseconds each. One query before it is not counted."""
+        gc.collect()
+        gc.disable()
+        try:
+            self._query()  # since the last block other processes had the caches and the cores
+            return [self._query() for _ in range(queries)]
+        finally:
+            gc.enable()
+
+    def profile(self, repeats: int) -> list[dict[str, Any]]:
+        """Where the time goes, by operator."""
+        return self._loaded().profile(self._next_feeds(), repeats)
+
+    def matrix_products(self) -> dict[str, int]:
+        """How many matrix products ran in which precision."""
+        session = self._loaded()
+        return session.matrix_products(zero_feeds(session.inputs, self._batch(None)))
+
+    def memory(self) -> int | None:
+        """Peak resident memory of this process in bytes: interpreter, runtime, engine and the rotating images.
+
+        VmHWM, because the ru_maxrss of a started process begins with the peak of the one that started it.
+        """
+        for line in read_text(Path("/proc/self/status")).splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return None
+
+    def close(self) -> None:
+        """Close the session; the agent itself ends when its standard input closes."""
+        if self._session is not None:
+            self._session.close()
+        self._session, self._feeds = None, []
+
+    def _query(self) -> int:
+        session, feeds = self._loaded(), self._next_feeds()
+        start = time.perf_counter_ns()
+        session.run(feeds)
+        return time.perf_counter_ns() - start
+
+    def _next_feeds(self) -> Feeds:
+        if not self._feeds:
+            raise WorkerError("no images to measure with: send `rotate` first")
+        self._asked += 1
+        return self._feeds[self._asked % len(self._feeds)]
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise WorkerError("no engine is loaded: send `load` first")
+        return self._session
+
+    def _batch(self, wanted: int | None) -> int:
+        """Images per query: the engine's fixed batch, else what is wanted, else 1."""
+        fixed = self._loaded().inputs[0].shape[0]
+        if fixed is not None and wanted not in (None, fixed):
+            raise InputError(f"the engine's batch is fixed at {fixed}, got batch {wanted}")
+        return fixed or wanted or 1
+
+    def _here(self, runtime: str, software: Runtime) -> dict[str, str]:
+        """What an engine is bound to: instruction sets decide kernels and layouts, versions the format."""
+        return {
+            "architecture": self._facts["architecture"],
+            "instruction_sets": " ".join(self._facts["instruction_sets"]),
+            runtime: software.version(),
+        }

@@ -1,0 +1,83 @@
+"""In what conditions something was measured: clocks, governor, load, throttling, limits of the container.
+
+Everything is read from the kernel's files; what a machine does not tell is None.
+"""
+
+import os
+import statistics
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from targets.facts import ROOT, cpu_quota, read_text, usable_cores
+
+
+def read_conditions(root: Path = ROOT) -> dict[str, Any]:
+    """Look at the machine now: plain JSON."""
+    cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
+    frequencies = [int(text) / 1000 for cpu in cpus if (text := read_text(cpu / "cpufreq/scaling_cur_freq")).isdigit()]
+    limits = [int(text) / 1000 for cpu in cpus if (text := read_text(cpu / "cpufreq/scaling_max_freq")).isdigit()]
+    governors = Counter(text for cpu in cpus if (text := read_text(cpu / "cpufreq/scaling_governor")))
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average": list(os.getloadavg()),
+        "cores": usable_cores(root),
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "cpu_quota": cpu_quota(root),
+        "memory_available_bytes": _memory_available(root),
+        "governors": dict(governors) or None,
+        "frequency_mhz": _spread(frequencies or _frequencies_of_cpuinfo(root)),
+        "frequency_limit_mhz": _spread(limits),
+        "turbo": _turbo(root),
+        "throttle_count": _throttle_count(cpus),
+        "temperature_c": _temperature(root),
+    }
+
+
+def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Say whether a processor slowed itself down between two readings; False where the machine does not tell."""
+    counts = before["throttle_count"], after["throttle_count"]
+    return None not in counts and counts[1] > counts[0]
+
+
+def _memory_available(root: Path) -> int | None:
+    for line in read_text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _frequencies_of_cpuinfo(root: Path) -> list[float]:
+    lines = read_text(root / "proc/cpuinfo").splitlines()
+    return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+
+
+def _spread(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def _turbo(root: Path) -> bool | None:
+    intel = read_text(root / "sys/devices/system/cpu/intel_pstate/no_turbo")
+    other = read_text(root / "sys/devices/system/cpu/cpufreq/boost")
+    if intel:
+        return intel == "0"
+    return other == "1" if other else None
+
+
+def _throttle_count(cpus: list[Path]) -> int | None:
+    counts = [
+        int(text)
+        for cpu in cpus
+        for name in ("core_throttle_count", "package_throttle_count")
+        if (text := read_text(cpu / "thermal_throttle" / name)).isdigit()
+    ]
+    return sum(counts) if counts else None
+
+
+def _temperature(root: Path) -> float | None:
+    """Highest of all zones, in degrees Celsius."""
+    texts = [read_text(zone) for zone in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
+    return max((int(text) / 1000 for text in texts if text.lstrip("-").isdigit()), default=None)

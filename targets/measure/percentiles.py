@@ -1,0 +1,96 @@
+"""Figures from samples: medians over processes, tails that enough queries back, paired ratios, intervals.
+
+Samples of one process resemble each other more than those of two, so a process run is the unit: medians are medians of
+run medians, and intervals resample runs first, then the blocks within each.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.measure.measurement import Measurement, Run
+
+CONFIDENCE = 0.99
+RESAMPLES = 2000
+SEED = 20261120  # the same samples always give the same interval
+
+Interval = tuple[float, float]
+
+
+def p50_of(measurement: Measurement) -> float:
+    """Median of the medians of the runs, in the measurement's unit."""
+    return float(np.median([np.median(run.samples) for run in measurement.runs]))
+
+
+def p50_ci95(measurement: Measurement) -> Interval:
+    """95 % interval of `p50_of`: percentile bootstrap over runs and, within each, over blocks.
+
+    With the two runs of `quick` it says little about how processes differ: `full` has five.
+    """
+    runs = [_blocks(run) for run in measurement.runs]
+    random = np.random.default_rng(SEED)
+    found = []
+    for _ in range(RESAMPLES):
+        medians = []
+        for index in random.integers(len(runs), size=len(runs)):
+            blocks = runs[index]
+            picks = random.integers(len(blocks), size=len(blocks))
+            medians.append(np.median(np.concatenate([blocks[pick] for pick in picks])))
+        found.append(np.median(medians))
+    return _interval(found)
+
+
+def paired_ratio(numerator: Measurement, denominator: Measurement) -> tuple[float, Interval]:
+    """How many times as long the one takes as the other, with its 95 % interval.
+
+    The blocks were interleaved, so each pair of blocks ran in the same moment: the median of the ratios of their
+    medians does not feel the drift of the machine. Raises ValueError for measurements that were not interleaved.
+    """
+    ratios = [
+        np.array([np.median(one) / np.median(other) for one, other in zip(_blocks(a), _blocks(b), strict=True)])
+        for a, b in zip(numerator.runs, denominator.runs, strict=True)
+    ]
+    random = np.random.default_rng(SEED)
+    found = []
+    for _ in range(RESAMPLES):
+        picked = [
+            random.choice(ratios[index], len(ratios[index])) for index in random.integers(len(ratios), size=len(ratios))
+        ]
+        found.append(np.median(np.concatenate(picked)))
+    return float(np.median(np.concatenate(ratios))), _interval(found)
+
+
+def tail_percentile(samples: Sequence[float], share: float) -> float | None:
+    """Upper percentile that holds with 99 % confidence; None where too few samples back it (p99: fewer than 662).
+
+    An order statistic, as in MLPerf LoadGen's early stopping: with t slow queries, the largest number that a system
+    just missing the bound would still show with a probability of 1 % at most, the t-th slowest is the answer.
+    """
+    slow = _allowed_slow(len(samples), share)
+    return float(sorted(samples)[-slow]) if slow else None
+
+
+def queries_needed(share: float) -> int:
+    """Fewest queries that back a percentile: 64 for p90, 130 for p95, 662 for p99."""
+    count = 1
+    while not _allowed_slow(count, share):
+        count += 1
+    return count
+
+
+def _allowed_slow(count: int, share: float) -> int:
+    """Largest t with P(at most t of count queries are slow) <= 1 %, where each is slow with probability 1 - share."""
+    from scipy.stats import binom
+
+    return max(0, int(binom.ppf(1 - CONFIDENCE, count, 1 - share)) - 1)
+
+
+def _blocks(run: Run) -> list[NDArray[np.float64]]:
+    samples = np.array(run.samples)
+    return np.split(samples, np.cumsum(run.blocks)[:-1]) if run.blocks else [samples]
+
+
+def _interval(found: Sequence[float]) -> Interval:
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,206 @@
+"""ONNX Runtime on a CPU: an engine is the graph after its optimisations, for one batch.
+
+The optimised graph is saved at build and loaded with optimisation off: same speed and same answers as optimising at
+every start (docs/stages/compile.md), and what runs is what was looked at. It may hold layouts of one instruction set.
+"""
+
+import json
+import os
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from targets.errors import InputError, WorkerError
+from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_precision, query_shape
+
+name = "onnxruntime"
+
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+EXTERNAL_ABOVE_BYTES = 2**30
+"""larger models are saved with their weights beside them: a protobuf ends at 2 GiB"""
+
+PROVIDER = "CPUExecutionProvider"
+PRECISIONS = ("fp32", "int8")
+SLOW_FOR_INT8 = ["MatMulAddFusion"]
+"""With a fixed batch this fusion makes a Gemm of every biased MatMul before its Q/DQ is seen, and such a Gemm
+runs in fp32 with its weights dequantised at every query: 2.5 times slower on ViT-Tiny (onnxruntime 1.31)."""
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_SPINNING = "session.intra_op.allow_spinning"
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention")
+"""kinds of operators that multiply matrices have one of these in their names: QLinearConv, FusedMatMul, QGemm"""
+
+
+def available() -> str | None:
+    """None where onnxruntime can be imported, else why not."""
+    try:
+        _import()
+    except ImportError as error:
+        return f"{error}; install one of the packages onnxruntime and onnxruntime-gpu"
+    return None
+
+
+def version() -> str:
+    """Version of the library that runs."""
+    return str(_import().__version__)
+
+
+def build(model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Optimise a graph for a fixed batch and save it; returns its files."""
+    check_precision(name, options["precision"], PRECISIONS)
+    settings = _settings(options)
+    _fix_batch(settings, model, options["batch"])
+    settings.optimized_model_filepath = str(output / MODEL)
+    if (
+        sum(file.stat().st_size for file in (model, model.with_name(model.name + ".data")) if file.exists())
+        > EXTERNAL_ABOVE_BYTES
+    ):
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
+        settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    _open(model, settings, options)
+    return {"files": [MODEL, *([WEIGHTS] if (output / WEIGHTS).exists() else [])]}
+
+
+def load(path: Path, options: dict[str, Any]) -> "OnnxRuntimeSession":
+    """Load an engine's graph as it is, or optimise a plain .onnx file now."""
+    check_precision(name, options.get("precision", "fp32"), PRECISIONS)
+    return OnnxRuntimeSession(path, options)
+
+
+class OnnxRuntimeSession:
+    """One graph on the CPU, sequential, with a fixed number of threads."""
+
+    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+        self._path, self._options = path, options
+        self._session = self._start(self._settings())
+        self.inputs = tuple(_tensor(one) for one in self._session.get_inputs())
+        self.outputs = tuple(_tensor(one) for one in self._session.get_outputs())
+        self._output_names = [one.name for one in self.outputs]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Answer one query."""
+        return dict(zip(self._output_names, self._session.run(self._output_names, feeds), strict=True))
+
+    def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        """Time by operator, from a session of its own: profiling slows queries down."""
+        microseconds: dict[str, int] = defaultdict(int)
+        calls: Counter[str] = Counter()
+        for event in self._node_events(feeds, repeats):
+            operator = event["args"]["op_name"]
+            microseconds[operator] += event["dur"]
+            calls[operator] += 1
+        total = sum(microseconds.values()) or 1
+        slowest = sorted(microseconds, key=lambda operator: -microseconds[operator])
+        return [
+            {"operator": one, "share": microseconds[one] / total, "calls": calls[one] // repeats} for one in slowest
+        ]
+
+    def matrix_products(self, feeds: Feeds) -> dict[str, int]:
+        """Precision by the types that went into each product, from the profile of one query."""
+        found: Counter[str] = Counter()
+        for event in self._node_events(feeds, 1):
+            if any(kind in event["args"]["op_name"] for kind in _PRODUCTS):
+                types = {kind for one in event["args"]["input_type_shape"] for kind in one}
+                found["int8" if types & {"int8", "uint8"} else "fp16" if "float16" in types else "fp32"] += 1
+        return dict(found)
+
+    def facts(self) -> dict[str, Any]:
+        """Session options and providers in force."""
+        settings = self._session.get_session_options()
+        return {
+            "providers": self._session.get_providers(),
+            "provider_options": self._session.get_provider_options(),
+            "threads": settings.intra_op_num_threads,
+            "execution_mode": settings.execution_mode.name,
+            "optimization": settings.graph_optimization_level.name,
+            "spinning": settings.get_session_config_entry(_SPINNING),
+        }
+
+    def close(self) -> None:
+        """Give the memory back."""
+        del self._session
+
+    def _settings(self) -> Any:
+        settings = _settings(self._options)
+        if self._options.get("optimized"):
+            settings.graph_optimization_level = _import().GraphOptimizationLevel.ORT_DISABLE_ALL
+        elif self._options.get("batch"):
+            _fix_batch(settings, self._path, self._options["batch"])
+        return settings
+
+    def _start(self, settings: Any) -> Any:
+        return _open(self._path, settings, self._options)
+
+    def _node_events(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        """Run queries in a profiling session; events of all nodes of all queries but the first."""
+        with tempfile.TemporaryDirectory(prefix="vitrim-profile-") as folder:
+            settings = self._settings()
+            settings.enable_profiling = True
+            settings.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._start(settings)
+            for _ in range(repeats + 1):
+                session.run(None, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        first = min((one for one in events if one["name"] == "model_run"), key=lambda one: one["ts"])
+        after = first["ts"] + first["dur"]
+        return [one for one in events if one["cat"] == "Node" and "op_name" in one["args"] and one["ts"] >= after]
+
+
+def _import() -> Any:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: calling the API later is too late
+    import onnxruntime
+
+    return onnxruntime
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    library = _import()
+    settings = library.SessionOptions()
+    settings.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL  # a transformer has no branches
+    settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.intra_op_num_threads = options["threads"]
+    settings.inter_op_num_threads = 1
+    settings.add_session_config_entry(_SPINNING, "1")  # the library's default, written out
+    settings.log_severity_level = (
+        3  # else saving warns that the engine is bound to this machine, which engine.json says
+    )
+    return settings
+
+
+def _open(path: Path, settings: Any, options: dict[str, Any]) -> Any:
+    disabled = SLOW_FOR_INT8 if options.get("precision") == "int8" else None
+    try:
+        session = _import().InferenceSession(str(path), settings, providers=[PROVIDER], disabled_optimizers=disabled)
+    except Exception as error:  # the library's exceptions share no base but RuntimeError and ValueError
+        raise WorkerError(f"onnxruntime cannot load {path.name!r}: {str(error).strip()}") from error
+    if session.get_providers() != [PROVIDER]:
+        raise WorkerError(f"onnxruntime fell back to {session.get_providers()}, wanted {PROVIDER}")
+    return session
+
+
+def _fix_batch(settings: Any, model: Path, batch: int) -> None:
+    """Replace the name of each input's first dimension by a number."""
+    plain = _settings({"threads": 1})
+    plain.graph_optimization_level = _import().GraphOptimizationLevel.ORT_DISABLE_ALL
+    for one in _open(model, plain, {}).get_inputs():
+        query_shape(_tensor(one).shape, batch=batch, name=one.name)
+        if isinstance(one.shape[0], str):
+            settings.add_free_dimension_override_by_name(one.shape[0], batch)
+        elif one.shape[0] is None:
+            raise InputError(f"the dynamic batch of input {one.name!r} has no name; export it with a named dimension")
+
+
+def _tensor(one: Any) -> TensorFacts:
+    shape = tuple(size if isinstance(size, int) else None for size in one.shape)
+    return TensorFacts(name=one.name, shape=shape, dtype=_DTYPES.get(one.type, one.type))

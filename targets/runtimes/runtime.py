@@ -1,0 +1,116 @@
+"""What a runtime is: a module that builds an engine from an ONNX file and loads it as a session.
+
+Shapes: N images of one batch. A feed is what one query reads: {input name: array}.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.errors import InputError
+
+Array = NDArray[Any]
+Feeds = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """Name, shape and type of an input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    """None: dynamic"""
+    dtype: str
+    """numpy's name: float32"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+class Session(Protocol):
+    """A loaded model that answers queries. One per process while something is measured."""
+
+    @property
+    def inputs(self) -> tuple[TensorFacts, ...]:
+        """What a query must hold."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorFacts, ...]:
+        """What an answer holds."""
+        ...
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Answer one query; the arrays are valid until the next one."""
+        ...
+
+    def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        """Where the time goes, slowest first: [{operator, share, calls}], shares sum to 1, calls are per query."""
+        ...
+
+    def matrix_products(self, feeds: Feeds) -> dict[str, int]:
+        """How many matrix products and convolutions ran in which precision, as the runtime itself tells it."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Options and devices that are really in force: plain JSON."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class Runtime(Protocol):
+    """The functions of a runtime's module.
+
+    Options of `build`: precision (fp32, bf16, int8: what the graph holds, or the hint), batch (a dynamic batch is fixed
+    to it), threads. Options of `load`: threads; for a plain .onnx file also batch (optional) and precision.
+    """
+
+    name: str
+
+    def available(self) -> str | None:
+        """None where the runtime can be used, else the reason why not."""
+        ...
+
+    def version(self) -> str:
+        """Version of the software that runs."""
+        ...
+
+    def build(self, model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
+        """Build an engine from an ONNX file into an existing folder; returns its `files` (the first is loaded)."""
+        ...
+
+    def load(self, path: Path, options: dict[str, Any]) -> Session:
+        """Load the first file of an engine, or a plain .onnx file."""
+        ...
+
+
+def query_shape(shape: tuple[int | None, ...], *, batch: int, name: str) -> list[int]:
+    """Shape of an input with its batch fixed; raises InputError where the batch differs or more is dynamic."""
+    if not shape or any(size is None for size in shape[1:]):
+        raise InputError(
+            f"input {name!r} has shape {list(shape)}: only its first dimension may be dynamic; export it again"
+        )
+    if shape[0] not in (None, batch):
+        raise InputError(f"the graph's batch is fixed at {shape[0]}, got batch {batch}; export it with a dynamic batch")
+    return [batch, *(size for size in shape[1:] if size is not None)]
+
+
+def check_precision(runtime: str, precision: str, known: tuple[str, ...]) -> None:
+    """Raise InputError for a precision that a runtime does not run."""
+    if precision not in known:
+        raise InputError(f"runtime {runtime!r} does not run {precision!r}; it runs {', '.join(known)}")
+
+
+def zero_feeds(inputs: tuple[TensorFacts, ...], batch: int) -> Feeds:
+    """Build a query of zeros, for looking at what runs; timings need real images."""
+    return {
+        one.name: np.zeros(query_shape(one.shape, batch=one.shape[0] or batch, name=one.name), one.dtype)
+        for one in inputs
+    }

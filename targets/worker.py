@@ -1,0 +1,287 @@
+"""A worker: the torch-free agent in a process of its own, behind typed methods. Inference never runs in our process.
+
+Shapes: N images, H and W of the model's input.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+import targets
+from targets.errors import InputError, WorkerError
+from targets.preprocess import Preprocess
+
+Array = NDArray[Any]
+Tell = Callable[[str, float | None], None]
+
+START_SECONDS = 120
+LONG_SECONDS = 3600
+"""no single request takes longer: a build of a large engine, a block of slow queries, 256 images"""
+LEAVE_SECONDS = 5
+CHUNK_IMAGES = 256
+"""images that travel at once: about 40 MB of uint8 at 224 x 224"""
+_INPUT_ERRORS = ("InputError", "UnknownNameError", "RecipeError")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What was loaded, as the runtime tells it."""
+
+    runtime: str
+    version: str
+    inputs: tuple[dict[str, Any], ...]
+    """name, shape (None: dynamic), dtype"""
+    outputs: tuple[dict[str, Any], ...]
+    facts: dict[str, Any]
+    """options and devices in force"""
+    engine_sha256: str
+    """of engine.json; empty for a plain .onnx file"""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """How a warm-up went."""
+
+    first_ms: float
+    query_ms: float
+    """median of the last window"""
+    queries: int
+    seconds: float
+    stable: bool
+
+
+class Worker:
+    """Start the agent on entry, end it and its whole process group on exit.
+
+    Raises InputError for what the caller did wrong, WorkerError for all else: a runtime that fails, a worker that
+    dies or takes longer than `limit_seconds` for one request.
+    """
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        *,
+        limit_seconds: float = LONG_SECONDS,
+        runtimes: Mapping[str, Path] | None = None,
+    ) -> None:
+        self._threads, self._limit_seconds, self._runtimes = threads, limit_seconds, dict(runtimes or {})
+        self._unread = b""
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="vitrim-worker-")
+        self._words: IO[bytes] = tempfile.TemporaryFile()  # standard error: a pipe could fill up
+        command = [sys.executable, "-P", "-m", "targets.agent"]  # -P: the working folder hides nothing of ours
+        command += ["--threads", str(self._threads)] if self._threads else []
+        command += [f"--runtime={name}={file}" for name, file in self._runtimes.items()]
+        root = str(Path(targets.__file__).parent.parent)
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env={**os.environ, "PYTHONPATH": path},
+            process_group=0,  # Ctrl-C reaches us alone, and we end the group
+        )
+        try:
+            self._hello: dict[str, Any] = self._ask("hello")
+        except BaseException:
+            self._leave(at_once=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave(at_once=kind is not None)
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the id of its process group."""
+        return self._process.pid
+
+    def facts(self) -> dict[str, Any]:
+        """What the machine is that it runs on; see `targets.facts.probe`."""
+        return dict(self._hello["facts"])
+
+    def build(
+        self, model: Path, output: Path, *, runtime: str, precision: str, batch: int, threads: int | None = None
+    ) -> tuple[dict[str, Any], float]:
+        """Build an engine from an ONNX file into an existing empty folder: (engine.json, seconds)."""
+        options = {"precision": precision, "batch": batch} | ({"threads": threads} if threads else {})
+        told = self._ask("build", runtime=runtime, model=_absolute(model), output=_absolute(output), options=options)
+        return told["engine"], told["seconds"]
+
+    def load(
+        self,
+        path: Path,
+        *,
+        runtime: str | None = None,
+        precision: str | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+    ) -> Loaded:
+        """Load an engine's folder, or a plain .onnx file (only there runtime, precision and batch count)."""
+        options = {"precision": precision, "batch": batch, "threads": threads}
+        if path.is_dir():
+            options = {"threads": threads}
+        told = self._ask("load", path=_absolute(path), runtime=runtime, options=options)
+        return Loaded(**{**told, "inputs": tuple(told["inputs"]), "outputs": tuple(told["outputs"])})
+
+    def infer(
+        self,
+        images: Array,
+        *,
+        batch: int | None = None,
+        preprocess: Preprocess | None = None,
+        tell: Tell = lambda message, share: None,
+    ) -> dict[str, Array]:
+        """Answer images in order: {output: [N, ...]}.
+
+        images: float32 [N, 3, H, W], or uint8 [N, H, W, 3] with a preprocess. batch: where none is fixed.
+        """
+        if len(images) == 0:
+            raise InputError("no images to answer")
+        found: dict[str, list[Array]] = {}
+        chunk = max(1, CHUNK_IMAGES // (batch or 1)) * (batch or 1)
+        for start in range(0, len(images), chunk):
+            path = self._send(images[start : start + chunk])
+            files = self._ask("infer", images=path, output=self._folder.name, batch=batch, **_normal(preprocess))
+            for name, file in files.items():
+                found.setdefault(name, []).append(np.load(Path(self._folder.name, file), allow_pickle=False))
+            done = min(start + chunk, len(images))
+            tell(f"{done} of {len(images)} images", done / len(images))
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def rotate(self, images: Array, *, batch: int | None = None, preprocess: Preprocess | None = None) -> int:
+        """Keep images as the queries of warm_up and measure; returns how many different queries they make."""
+        return int(self._ask("rotate", images=self._send(images), batch=batch, **_normal(preprocess)))
+
+    def warm_up(self, *, seconds: float, queries: int, limit_seconds: float) -> WarmUp:
+        """Run queries until seconds, count and stability are reached; gives up at the limit."""
+        return WarmUp(**self._ask("warm_up", seconds=seconds, queries=queries, limit_seconds=limit_seconds))
+
+    def measure(self, queries: int) -> list[int]:
+        """Time a block of queries, one after the other, from numpy in to numpy out: nanoseconds each."""
+        return list(self._ask("measure", queries=queries))
+
+    def profile(
+        self, images: Array, *, batch: int | None = None, preprocess: Preprocess | None = None, repeats: int = 5
+    ) -> list[dict[str, Any]]:
+        """Where the time goes, slowest first: [{operator, share, calls}]; shares sum to 1, calls are per query."""
+        self.rotate(images, batch=batch, preprocess=preprocess)
+        return list(self._ask("profile", repeats=repeats))
+
+    def matrix_products(self) -> dict[str, int]:
+        """How many matrix products and convolutions ran in which precision, as the runtime tells it."""
+        return dict(self._ask("matrix_products"))
+
+    def peak_memory_bytes(self) -> int | None:
+        """Peak resident memory of the worker: interpreter, runtime, engine, images in use."""
+        peak: int | None = self._ask("memory")
+        return peak
+
+    def _ask(self, what: str, /, **fields: Any) -> Any:
+        """Send one request and wait for its answer."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **fields}).encode() + b"\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError) as error:  # it died or was ended before
+            raise self._death(what) from error
+        line = self._line(what, START_SECONDS if what == "hello" else self._limit_seconds)
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise self._failure(f"the worker answered {what!r} with {line[:80]!r}") from error
+        if "error" not in answer:
+            return answer["result"]
+        kind, message = answer["error"]["kind"], answer["error"]["message"]
+        if kind in _INPUT_ERRORS:
+            raise InputError(message)
+        raise self._failure(f"{what} failed in the worker: {message}")
+
+    def _line(self, what: str, limit_seconds: float) -> bytes:
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        end = time.monotonic() + limit_seconds
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                self._end(at_once=True)
+                raise self._failure(f"the worker did not answer {what!r} within {limit_seconds:g} s and was ended")
+            data = os.read(pipe, 1 << 20)
+            if not data:
+                raise self._death(what)
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _send(self, images: Array) -> str:
+        path = Path(self._folder.name, "images.npy")
+        np.save(path, images, allow_pickle=False)
+        return str(path)
+
+    def _death(self, what: str) -> WorkerError:
+        self._end(at_once=False)
+        code = self._process.returncode
+        how = f"ended with exit code {code}" if code >= 0 else f"was ended by {_signal_name(-code)}"
+        why = ", probably out of memory: use a smaller batch" if code == -signal.SIGKILL else ""
+        return self._failure(f"the worker {how} at {what!r}{why}")
+
+    def _failure(self, message: str) -> WorkerError:
+        """Make an error with the last lines that the worker wrote to standard error."""
+        size = os.fstat(self._words.fileno()).st_size
+        tail = os.pread(self._words.fileno(), 4096, max(0, size - 4096)).decode(errors="replace")
+        lines = [line.strip() for line in tail.splitlines() if line.strip()][-3:]
+        return WorkerError(f"{message}; its last words: {' | '.join(lines)}" if lines else message)
+
+    def _leave(self, *, at_once: bool) -> None:
+        """End the process and close what was open for it."""
+        assert self._process.stdout is not None
+        self._end(at_once=at_once)
+        self._process.stdout.close()
+        self._words.close()
+        self._folder.cleanup()
+
+    def _end(self, *, at_once: bool) -> None:
+        """Close its standard input and let it leave, else end its process group; leaves no process."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        if self._process.poll() is None and not at_once:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(LEAVE_SECONDS)
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _normal(preprocess: Preprocess | None) -> dict[str, Any]:
+    return {"preprocess": None if preprocess is None else {"mean": preprocess.mean, "std": preprocess.std}}
+
+
+def _absolute(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
