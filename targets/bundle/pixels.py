@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From an image file to a model's input with Pillow and numpy alone: vitrim uses this file and every bundle ships it.
 
 It imports nothing of vitrim and runs on Python 3.9, so that what calibrates and evaluates is what the user runs.

@@ -1,0 +1,159 @@
+"""The model card of a bundle: README.md as a pure function of the manifest and the build's figures.
+
+The card's keys are those of the report where it has them; each may be missing, and then the card says so.
+    name, model, verdict, target {name, summary, board}, accuracy {metric, baseline, engine, drop_points, drop_ci95,
+    agreement, images}, latency_ms {batch, p50, baseline_p50, speedup, speedup_ci95}, size {params, macs, bytes:
+    {before, after}}, steps [{name, key}], limits [text], licence, provenance
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from targets.bundle.manifest import BundleManifest
+
+SHARES = ("top1", "zero_shot_top1", "knn_agreement")
+"""metrics that count images"""
+
+
+def model_card(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
+    """Write README.md."""
+    parts = [
+        f"# {_text(manifest.name)}",
+        f"{_text(manifest.summary)}.",
+        *_how_to_run(manifest),
+        "## Figures",
+        _figures(card),
+        "## Target",
+        _target(manifest, card),
+        "## Limits",
+        _limits(manifest, card),
+        "## Licence",
+        f"Weights: {_text(manifest.licence)}. `run.py` and `pixels.py`: Apache-2.0.",
+        "## Where it comes from",
+        _origin(manifest, card),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _how_to_run(manifest: BundleManifest) -> list[str]:
+    other = "" if manifest.runtime == "onnxruntime" else f" {manifest.runtime}"
+    printed = "its classes with probabilities" if manifest.output.kind == "logits" else "its feature vector"
+    return [
+        "## How to run it",
+        f"```sh\npip install numpy pillow onnxruntime{other}\npython run.py image.jpg\n```",
+        f"It prints {printed}; `python run.py --help` lists its options. Neither torch nor vitrim is needed. It "
+        "first compares every file with `manifest.json`. On a machine that the engine was not built for it runs "
+        "`model.onnx`, the same graph, and says so.",
+    ]
+
+
+def _figures(card: Mapping[str, Any]) -> str:
+    rows = []
+    if accuracy := card.get("accuracy"):
+        n, metric = accuracy["images"], str(accuracy["metric"])
+        for name, who in (("engine", "this engine"), ("baseline", "the source model in fp32")):
+            share = accuracy[name]
+            interval = _wilson(share, n) if metric in SHARES else None
+            rows.append((f"{metric} of {who}", f"{100 * share:.2f} %", _interval(interval, " %", 100), f"{n} images"))
+        drop = f"{accuracy['drop_points']:+.2f} points"
+        rows.append(("drop, image by image", drop, _interval(accuracy.get("drop_ci95"), " points"), f"{n} images"))
+        if accuracy.get("agreement") is not None:
+            share = accuracy["agreement"]
+            rows.append(
+                (
+                    "same answer as the source",
+                    f"{100 * share:.2f} %",
+                    _interval(_wilson(share, n), " %", 100),
+                    f"{n} images",
+                )
+            )
+    if latency := card.get("latency_ms"):
+        batch = f"batch {latency['batch']}"
+        rows.append((f"latency, {batch}, median", f"{latency['p50']:.2f} ms", "", ""))
+        rows.append((f"latency of the fp32 baseline, {batch}", f"{latency['baseline_p50']:.2f} ms", "", ""))
+        rows.append(
+            (
+                "speed-up over the baseline",
+                f"{latency['speedup']:.2f}x",
+                _interval(latency.get("speedup_ci95"), "x"),
+                "",
+            )
+        )
+    for key, what in (
+        ("params", "parameters"),
+        ("macs", "multiplications per image"),
+        ("bytes", "bytes of the engine"),
+    ):
+        if change := (card.get("size") or {}).get(key):
+            rows.append((what, f"{change['after']:,}", "", f"before: {change['before']:,}"))
+    if not rows:
+        return "Nothing was measured."
+    lines = ["| what | value | 95 % interval | of |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows]
+    verdict = [f"\n{_text(card['verdict'])}"] if card.get("verdict") else []
+    return "\n".join(lines + verdict)
+
+
+def _target(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
+    target = card.get("target") or {}
+    lines = [
+        f"- {what}: {_text(target[key])}" for key, what in (("name", "target"), ("board", "board")) if key in target
+    ]
+    lines.append(
+        f"- runtime: {_text(manifest.runtime)} {_text(manifest.version)}, precision {_text(manifest.precision)}"
+    )
+    for tensor in manifest.inputs:
+        shape = " x ".join("any" if size is None else str(size) for size in tensor.shape)
+        lines.append(f"- input `{_text(tensor.name)}`: {shape}, {tensor.dtype}; from an image by `preprocessing.json`")
+    lines.append(f"- answer: output `{_text(manifest.output.name)}`, {manifest.output.size} {manifest.output.kind}")
+    if manifest.bound_to:
+        bound = ", ".join(f"{_text(name)} {_text(value)}" for name, value in sorted(manifest.bound_to.items()))
+        lines.append(f"- the engine was built for {bound}")
+    return "\n".join(lines)
+
+
+def _limits(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
+    limits = [_text(limit) for limit in card.get("limits", ())]
+    if accuracy := card.get("accuracy"):
+        limits.append(f"Accuracy was measured on {accuracy['images']} images; on other kinds of images it may differ.")
+    else:
+        limits.append("Its accuracy was not measured.")
+    limits.append("Figures of time hold for the machine they were measured on.")
+    if manifest.output.kind == "logits":
+        limits.append(
+            "Probabilities are a softmax of the outputs; they are not calibrated, and every image gets a class."
+        )
+    limits.append("The digests find damage; they are no signature.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _origin(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
+    lines = [f"- engine: sha256 `{manifest.engine_sha256}` (of `engine/engine.json`)"]
+    if card.get("model"):
+        lines.append(f"- source model: {_text(card['model'])}")
+    if card.get("recipe_digest"):
+        lines.append(f"- recipe: `{_text(card['recipe_digest'])}`")
+    lines += [f"- {_text(name)}: {_text(value)}" for name, value in sorted(manifest.provenance.items())]
+    if card.get("steps"):
+        lines.append("- steps: " + ", ".join(_text(step["name"]) for step in card["steps"]))
+    lines.append(f"- written by vitrim {_text(manifest.vitrim)}; `manifest.json` lists every file")
+    return "\n".join(lines)
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n (E. B. Wilson, JASA 22, 1927)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _interval(bounds: Any, unit: str, factor: float = 1.0) -> str:
+    return "" if bounds is None else f"{factor * bounds[0]:.2f} to {factor * bounds[1]:.2f}{unit}"
+
+
+def _text(value: object) -> str:
+    """As one line of Markdown in which nothing but words is left."""
+    line = " ".join(str(value).split())
+    return "".join(f"\\{sign}" if sign in "\\`*[]<>|#" else sign for sign in line)

@@ -1,0 +1,58 @@
+"""BundleManifest: what a bundle says of itself in `manifest.json`, and the digest of each of its files."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from targets.record import Record
+
+
+class BundledFile(Record):
+    """Size and content of one file."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class Tensor(Record):
+    """An input or output of the engine."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    """null: any size"""
+    dtype: str
+
+
+class Output(Record):
+    """The output that answers."""
+
+    name: str
+    kind: Literal["logits", "features"]
+    size: int = Field(gt=0, description="classes, or width of the features")
+
+
+class BundleManifest(Record):
+    """Written last; it lists every other file of the bundle."""
+
+    format: Literal["vitrim.bundle/1"] = "vitrim.bundle/1"
+    name: str
+    summary: str
+    """what it is, in one line"""
+    runtime: str
+    version: str
+    """of the runtime that built the engine"""
+    precision: str
+    batch: int = Field(gt=0)
+    inputs: tuple[Tensor, ...] = Field(min_length=1)
+    outputs: tuple[Tensor, ...] = Field(min_length=1)
+    output: Output
+    bound_to: dict[str, str] = {}
+    """facts of the machine that the engine was built for; elsewhere model.onnx runs in its place"""
+    engine_sha256: str
+    """of engine/engine.json, which holds the digests of the engine's files: what reports cite"""
+    provenance: dict[str, Any] = {}
+    """where it comes from: keys, digests of the source and of the images, recipe"""
+    vitrim: str
+    """version of vitrim that wrote it"""
+    licence: str
+    files: dict[str, BundledFile]

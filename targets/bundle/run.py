@@ -1,0 +1,319 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Classify images with the model in this folder: `python run.py image.jpg`.
+
+Needs numpy, pillow and onnxruntime or openvino; neither torch nor vitrim. Runs on Python 3.9.
+Exit: 0; 1 for a damaged bundle or where no runtime can run it; 2 for images that cannot be read or wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MANIFEST = "manifest.json"
+FORMAT = "vitrim.bundle/1"
+INSTALL = "pip install numpy pillow onnxruntime"
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: openvino takes its own stub
+
+
+class BundleError(Exception):
+    """Nothing can be run; the message says why in one line."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names and labels that the terminal cannot show
+    try:
+        return _run(Path(__file__).resolve().parent, options)
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def bundle_problems(folder: Path) -> list[str]:
+    """Compare every file with the manifest: what is missing, changed or extra, one line each; empty: all is well."""
+    try:
+        manifest = _read_manifest(folder)
+    except BundleError as error:
+        return [str(error)]
+    problems = []
+    for name, expected in sorted(manifest["files"].items()):
+        path = folder / name
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            problems.append(f"{name!r} is outside of the bundle")
+        elif path.is_symlink() or not path.is_file():
+            problems.append(f"{name!r} is missing")
+        elif path.stat().st_size != expected["size_bytes"] or _sha256(path) != expected["sha256"]:
+            problems.append(f"{name!r} was changed")
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in sorted(files + links):
+            found = Path(root, name).relative_to(folder).as_posix()
+            if found not in manifest["files"] and found != MANIFEST:
+                problems.append(f"{found!r} is extra")
+    return problems
+
+
+def _run(folder: Path, options: argparse.Namespace) -> int:
+    if not options.no_verify:
+        problems = bundle_problems(folder)
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise BundleError(f"this bundle is damaged: {'; '.join(problems[:3])}{more}; get it again")
+    manifest = _read_manifest(folder)
+    pixels = _load_pixels(folder)
+    preprocess = SimpleNamespace(**json.loads((folder / "preprocessing.json").read_text(encoding="utf-8")))
+    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    names, images, failed = [], [], False
+    for name in options.image:
+        try:
+            images.append(pixels.resize_and_crop(pixels.read_image(name), preprocess))
+            names.append(name)
+        except pixels.UnreadableImageError as error:
+            print(f"error: cannot read {name!r}: {error}", file=sys.stderr)
+            failed = True
+    if images:
+        model = open_model(folder, manifest)
+        answers = _answer(model, images, lambda batch: pixels.normalise(batch, preprocess), together=options.batch)
+        _tell(names, answers, manifest["output"]["kind"], labels, options)
+    return 2 if failed else 0
+
+
+class Model:
+    """A loaded model, whatever runs it."""
+
+    def __init__(self, batch: int | None, dtype: str, run: Callable[[Any], Any]) -> None:
+        self.batch = batch
+        """images per query; None: any number"""
+        self.dtype = dtype
+        self.run = run
+        """[B, 3, H, W] -> the output that answers: [B, classes] or [B, width]"""
+
+
+def open_model(folder: Path, manifest: dict[str, Any]) -> Model:
+    """Load the engine; where it does not fit this machine, the portable graph instead, and say so on stderr."""
+    engine = json.loads((folder / "engine" / "engine.json").read_text(encoding="utf-8"))
+    runtime, output = engine["runtime"], manifest["output"]["name"]
+    try:
+        _check_fit(engine)
+        return _LOADERS[runtime](folder / "engine" / engine["load"], output, engine)
+    except Exception as error:  # a runtime may raise anything for an engine of another machine
+        reason = " ".join(str(error).split())
+    for name in sorted(_LOADERS, key=lambda name: name != runtime):  # the engine's own runtime first
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            model = _LOADERS[name](folder / "model.onnx", output, None)
+        except Exception as error:
+            reason += f"; {name}: {' '.join(str(error).split())}"
+            continue
+        print(f"note: the engine does not fit here ({reason}); running model.onnx with {name}", file=sys.stderr)
+        return model
+    raise BundleError(f"nothing here can run this model ({reason}); try: {INSTALL}")
+
+
+def _check_fit(engine: dict[str, Any]) -> None:
+    """Raise where the engine was built for another machine or runtime than this."""
+    runtime = engine["runtime"]
+    if runtime not in _LOADERS:
+        raise BundleError(f"run.py does not know the runtime {runtime!r}")
+    if importlib.util.find_spec(runtime) is None:
+        raise BundleError(f"{runtime} is not installed")
+    here = _machine(runtime)
+    for name, built in sorted(engine["bound_to"].items()):
+        if here.get(name) != built:
+            raise BundleError(f"it was built for {name} {built!r}, here is {here.get(name)!r}")
+
+
+def _machine(runtime: str) -> dict[str, str]:
+    """Facts of this machine that engines are bound to, as vitrim names them."""
+    return {
+        "runtime_version": importlib.import_module(runtime).__version__,
+        "system": platform.system(),
+        "architecture": platform.machine(),
+    }
+
+
+def _load_onnxruntime(path: Path, output: str, engine: dict[str, Any] | None) -> Model:
+    import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]  # vitrim's own checks run without
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if engine is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized already
+        options.intra_op_num_threads = engine["options"].get("threads") or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+    dtype = "float16" if entry.type == "tensor(float16)" else "float32"
+    return Model(batch, dtype, lambda pixels: session.run([output], {entry.name: pixels})[0])
+
+
+def _load_openvino(path: Path, output: str, engine: dict[str, Any] | None) -> Model:
+    import openvino  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    precision = "bf16" if engine is not None and engine["precision"] == "bf16" else "f32"
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if engine is not None and engine["options"].get("threads"):
+        hints["INFERENCE_NUM_THREADS"] = engine["options"]["threads"]
+    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+    entry = compiled.input(0)
+    batch = None if entry.partial_shape[0].is_dynamic else entry.partial_shape[0].get_length()
+    dtype = "float16" if entry.element_type == openvino.Type.f16 else "float32"
+    return Model(batch, dtype, lambda pixels: compiled([pixels])[compiled.output(output)])
+
+
+_LOADERS: dict[str, Callable[[Path, str, dict[str, Any] | None], Model]] = {
+    "onnxruntime": _load_onnxruntime,
+    "openvino": _load_openvino,
+}
+
+
+def _answer(
+    model: Model, images: list[NDArray[np.uint8]], normalise: Callable[[Any], Any], *, together: bool
+) -> Iterator[NDArray[np.float64]]:
+    """Answer each image; a fixed batch is filled up with copies of its last image."""
+    import numpy as np
+
+    size = model.batch or (len(images) if together else 1)
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size]
+        filled = chunk + chunk[-1:] * ((model.batch or len(chunk)) - len(chunk))
+        try:
+            answers = model.run(normalise(np.stack(filled)).astype(model.dtype))
+        except Exception as error:
+            raise BundleError(f"the model cannot be run: {' '.join(str(error).split())}") from error
+        for answer in answers[: len(chunk)]:
+            row = np.asarray(answer, dtype=np.float64).reshape(-1)
+            if not np.isfinite(row).all():
+                raise BundleError("the model answered with numbers that are not finite")
+            yield row
+
+
+def _tell(
+    names: list[str],
+    answers: Iterator[NDArray[np.float64]],
+    kind: str,
+    labels: list[str] | None,
+    options: argparse.Namespace,
+) -> None:
+    """Print what the model says of each image: classes with probabilities, or its feature vector."""
+    import numpy as np
+
+    rows, told = [], []
+    for name in names:
+        row = next(answers)
+        rows.append(row)
+        if kind == "features":
+            told.append({"image": name, "features": row.tolist()})
+            text = f"{name}\n  {row.size} features, norm {np.linalg.norm(row):.4g}: "
+            text += " ".join(f"{value:.4g}" for value in row[:8]) + (" ..." if row.size > 8 else "")
+        else:
+            shares = np.exp(row - row.max())
+            shares /= shares.sum()
+            best = np.argsort(-shares, kind="stable")[: options.top]
+            classes = [
+                {"class": int(i), "label": labels[i] if labels else None, "probability": float(shares[i])} for i in best
+            ]
+            told.append({"image": name, "classes": classes})
+            text = name
+            for i in best:
+                text += f"\n  {100 * shares[i]:6.2f} %  {labels[i] if labels else f'class {i}'}"
+        if not options.json:
+            print(text, flush=True)
+    if options.json:
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+    if options.save:
+        try:
+            with open(options.save, "wb") as file:
+                np.save(file, np.stack(rows).astype(np.float32))
+        except OSError as error:
+            raise BundleError(f"cannot write {options.save!r}: {error.strerror}") from error
+
+
+def _load_pixels(folder: Path) -> ModuleType:
+    """Load pixels.py from this folder by its path: `python -I` does not look beside the script."""
+    sys.dont_write_bytecode = True  # a cache folder would be an extra file
+    spec = importlib.util.spec_from_file_location("vitrim_bundle_pixels", folder / "pixels.py")
+    if spec is None or spec.loader is None:
+        raise BundleError("'pixels.py' cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise BundleError(f"{error.name} is not installed; try: {INSTALL}") from error
+    except (OSError, SyntaxError) as error:
+        raise BundleError(f"'pixels.py' cannot be loaded: {error}") from error
+    return module
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{MANIFEST!r} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST!r} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise BundleError(f"{MANIFEST!r} has format {found!r}, this program reads {FORMAT!r}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(facts, dict) and {"sha256", "size_bytes"} <= set(facts) for facts in files.values()
+    ):
+        raise BundleError(f"{MANIFEST!r} does not list its files")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while True:
+            chunk = file.read(1 << 20)
+            if not chunk:
+                return digest.hexdigest()
+            digest.update(chunk)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
+    parser.add_argument("image", nargs="+", help="JPEG, PNG, BMP, WEBP, TIFF or GIF")
+    parser.add_argument("--top", type=_count, default=5, metavar="N", help="classes to print (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--batch", action="store_true", help="all images in one batch, where the engine allows it")
+    parser.add_argument("--save", metavar="FILE", help="write the raw outputs, one row per image, as .npy")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the files with manifest.json first")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Write a bundle: the folder that is shipped, in place in one step or not at all."""
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from glob import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from targets.atomic import sha256_of, sync_folder, sync_tree
+from targets.bundle.card import model_card
+from targets.bundle.manifest import BundledFile, BundleManifest, Output, Tensor
+from targets.bundle.run import FORMAT, MANIFEST
+from targets.errors import InputError, StoreError
+from targets.preprocess import Preprocess
+from targets.runtimes.engine import ENGINE_FILE, read_engine, verify_files
+
+LICENCE = "not stated; that of the source model's weights holds"
+STALE_SECONDS = 3600
+"""a temporary folder beside the bundle that is older was left by a killed process"""
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    engine: Path,
+    onnx: Path,
+    spec: Mapping[str, Any],
+    preprocess: Preprocess,
+    labels: Sequence[str] | None,
+    card: Mapping[str, Any],
+) -> BundleManifest:
+    """Put engine, portable graph, preprocessing, labels, run.py and model card into a folder.
+
+    engine: a folder with engine.json. onnx: the graph that the engine was built from. spec: the data of vit.json.
+    labels: a name for each class. card: the model card's figures, see `card.py`; also name, licence and provenance.
+    An older bundle is replaced; until the very end it stays as it is. Raises InputError for a folder that holds
+    something else or an engine that is damaged, StoreError where the disk is full or read-only.
+    """
+    facts = read_engine(engine)
+    verify_files(engine, facts)
+    output = _output(facts, int(spec["classes"]))
+    if labels is not None and len(labels) != spec["classes"]:
+        raise InputError(f"{len(labels)} labels for {spec['classes']} classes; give one name per class, in their order")
+    _check_replaceable(folder)
+    with _in_place_of(folder) as new:
+        (new / "engine").mkdir()
+        for name in (ENGINE_FILE, *facts["files"]):
+            shutil.copyfile(engine / name, new / "engine" / name)
+        for path in (onnx, *_external_data(onnx)):
+            shutil.copyfile(path, new / ("model.onnx" if path == onnx else path.name))
+        for name in ("run.py", "pixels.py"):
+            shutil.copyfile(Path(__file__).parent / name, new / name)
+        _write_json(new / "preprocessing.json", preprocess.model_dump(mode="json"))
+        _write_json(new / "labels.json", None if labels is None else list(labels))
+        manifest = BundleManifest(
+            name=str(card.get("name", spec["architecture"])),
+            summary=_summary(spec, facts, output),
+            runtime=facts["runtime"],
+            version=facts["version"],
+            precision=facts["precision"],
+            batch=facts["batch"],
+            inputs=tuple(Tensor(**tensor) for tensor in facts["inputs"]),
+            outputs=tuple(Tensor(**tensor) for tensor in facts["outputs"]),
+            output=output,
+            bound_to=facts["bound_to"],
+            engine_sha256=sha256_of(new / "engine" / ENGINE_FILE),
+            provenance=dict(card.get("provenance", {})),
+            vitrim=str(card.get("vitrim", _own_version())),
+            licence=str(card.get("licence", LICENCE)),
+            files={},
+        )
+        (new / "README.md").write_text(model_card(manifest, card), encoding="utf-8")
+        manifest = manifest.replace(files=_listed(new))
+        _write_json(new / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _output(engine: Mapping[str, Any], classes: int) -> Output:
+    """The output that answers: one row per image, called `logits` or `features`, or else the first such."""
+    kind: Literal["logits", "features"] = "logits" if classes else "features"
+    rows = [
+        (tensor["name"], tensor["shape"][1])
+        for tensor in engine["outputs"]
+        if len(tensor["shape"]) == 2 and tensor["shape"][1] and tensor["shape"][1] == (classes or tensor["shape"][1])
+    ]
+    if not rows:
+        shapes = {tensor["name"]: tensor["shape"] for tensor in engine["outputs"]}
+        raise InputError(f"no output of the engine has shape [batch, {classes or 'width'}], it has {shapes}")
+    name, size = next((row for row in rows if row[0] == kind), rows[0])
+    return Output(name=name, kind=kind, size=size)
+
+
+def _summary(spec: Mapping[str, Any], engine: Mapping[str, Any], output: Output) -> str:
+    task = (
+        f"classifies images into {output.size} classes" if output.kind == "logits" else "describes images by features"
+    )
+    return f"{spec['architecture']}, {task}; {engine['runtime']} {engine['version']}, {engine['precision']}"
+
+
+def _external_data(onnx: Path) -> list[Path]:
+    """Files beside an ONNX graph that hold its larger tensors; raises InputError where they are not beside it."""
+    from onnx import load
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    graph = load(str(onnx), load_external_data=False).graph
+    names = {ExternalDataInfo(tensor).location for tensor in graph.initializer if uses_external_data(tensor)}
+    for name in names:
+        if Path(name).name != name or (onnx.parent / name).is_symlink() or not (onnx.parent / name).is_file():
+            raise InputError(f"{str(onnx)!r} keeps tensors in {name!r}, which is no file beside it; export it again")
+    return [onnx.parent / name for name in sorted(names)]
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise InputError unless there is nothing, an empty folder or a bundle."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise InputError(f"{str(folder)!r} is in the way: it is not a folder; choose another output or remove it")
+    try:
+        if not any(folder.iterdir()):
+            return
+        is_bundle = json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        is_bundle = False
+    if not is_bundle:
+        raise InputError(f"{str(folder)!r} holds something that is not a bundle; choose another output or remove it")
+
+
+@contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    """A new folder beside this one that takes its place at the end; on any error nothing has changed."""
+    folder = folder.absolute()
+    mark = f".{folder.name}-{secrets.token_hex(4)}"
+    new, old = folder.with_name(f"{mark}.tmp"), folder.with_name(f"{mark}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        new.mkdir()
+        yield new
+        sync_tree(new)
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        sync_folder(folder.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(
+            f"cannot write the bundle {str(folder)!r}: {reason}; free some space or choose another output"
+        ) from error
+    finally:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    for leftover in folder.parent.glob(f".{escape(folder.name)}-????????.*"):
+        with suppress(OSError):
+            if leftover.suffix in (".tmp", ".old") and time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(leftover)
+
+
+def _listed(folder: Path) -> dict[str, BundledFile]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): BundledFile(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+        for path in files
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _own_version() -> str:
+    try:
+        return version("vitrim")
+    except PackageNotFoundError:
+        return "unknown"
