@@ -49,6 +49,8 @@ class Manifest(Record):
     """facts of the device an engine was built on; empty for what runs anywhere"""
     seconds: float = Field(ge=0)
     finished_at: datetime
+    seal: str = ""
+    """SHA-256 of the other fields; the store writes and checks it"""
 
 
 class Artifact(Record):
