@@ -7,6 +7,7 @@ classes have names, `labels.json`.
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: dict[str, Tensor] = load_file(path)
         elif path.suffix in {".pth", ".pt", ".bin"}:
-            state = _unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
+            with warnings.catch_warnings(action="ignore"):  # torch warns about pickles that it goes on to refuse
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            state = _unwrap(content, path)
         else:
             raise InputError(
-                f"checkpoint {str(path)!r}: unknown ending {path.suffix!r}; known: .safetensors .pth .pt .bin"
+                f"checkpoint {str(path)!r}: unknown ending {path.suffix!r}; known: .safetensors, .pth, .pt, .bin"
             )
     except pickle.UnpicklingError as error:
         raise InputError(

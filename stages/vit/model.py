@@ -427,7 +427,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is no whole safetensors file: {size} bytes, header of {length} bytes")
         try:
             header = json.loads(file.read(length).decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: the header is not JSON: {error}") from error
         start, state = 8 + length, {}
         for name, dtype, shape, (begin, end) in _layout(path, header, data_size=size - start):
@@ -449,7 +449,7 @@ def _layout(path: Path, header: Any, *, data_size: int) -> list[tuple[str, torch
             continue
         try:
             dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            whole = all(type(number) is int and number >= 0 for number in [*shape, begin, end])
+            whole = all(type(number) is int and 0 <= number < 2**48 for number in [*shape, begin, end])
             fits = whole and end - begin == prod(shape) * dtype.itemsize
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: the header's entry of tensor {name!r} is not valid: {entry!r}") from error
@@ -460,9 +460,7 @@ def _layout(path: Path, header: Any, *, data_size: int) -> list[tuple[str, torch
     position = 0
     for name, _, _, (begin, end) in entries:
         if begin != position:
-            raise ValueError(
-                f"{path}: tensor {name!r} starts at byte {begin}, not {position}: tensors overlap or leave a gap"
-            )
+            raise ValueError(f"{path}: tensor {name!r} starts at byte {begin}, not {position}: an overlap or a gap")
         position = end
     if position != data_size:
         raise ValueError(f"{path} is truncated or too long: tensors end at byte {position}, data at {data_size}")

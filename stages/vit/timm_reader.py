@@ -112,6 +112,7 @@ def _read_spec(model: Any, *, name: str) -> ViTSpec:
     mixed = sorted({key for facts in shared for key in facts if facts[key] != shared[0][key]})
     if mixed:
         raise _UnknownError(f"its blocks differ in {', '.join(mixed)}")
+    blocks = tuple(_read_block(block) for block in model.blocks)
     norms = {NORMS[type(module)] for module in model.modules() if type(module) in NORMS}
     if len(norms) != 1:
         raise _UnknownError(f"it mixes norms: {', '.join(sorted(norms)) or 'none'}")
@@ -124,7 +125,7 @@ def _read_spec(model: Any, *, name: str) -> ViTSpec:
             **shared[0],
             "final_norm_eps": _eps(model.norm),
             **_head_facts(model),
-            "blocks": tuple(_read_block(block) for block in model.blocks),
+            "blocks": blocks,
         }
     )
 
@@ -293,7 +294,8 @@ def _compare(model: VisionTransformer, spec: ViTSpec, state: dict[str, Tensor]) 
     """
     small = count_macs(spec) <= FP64_MACS
     dtype = torch.float64 if small else torch.float32
-    exact = small and not any(isinstance(module, COMPUTES_IN_FP32) for module in model.modules())
+    rounds = isinstance(model, VisionTransformerDistilled)  # the mean of two biases, in fp32
+    exact = small and not rounds and not any(isinstance(module, COMPUTES_IN_FP32) for module in model.modules())
     tolerance = 1e-9 if exact else 1e-4
     reference = copy.deepcopy(model).to("cpu", torch.float32).to(dtype).eval()
     rebuilt = build_empty(spec)
