@@ -1,0 +1,1 @@
+"""Stage export: a model folder becomes an ONNX graph, compared with torch every time."""
