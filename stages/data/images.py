@@ -21,7 +21,7 @@ from PIL import Image
 from stages.data.index import Tell, find_undecodable, hash_contents, in_threads
 from stages.data.labels import labels_from_folders, match_labels, read_classes, read_labels
 from stages.data.listing import Listed, Place, list_images
-from stages.data.source import DataSource, position
+from stages.data.source import DataSource
 from stages.stage import Role
 from targets.bundle.pixels import UnreadableImageError, decode
 from targets.errors import InputError, StoreError
@@ -278,10 +278,9 @@ def _list_labelled(
 
 def _part(images: ImageSet, source: DataSource) -> ImageSet:
     """The images that `share` and `limit` leave; raises InputError when none are left."""
-    start, end = source.share
-    indices = [i for i, item in enumerate(images.items) if start <= position(item.sha256) < end]
+    indices = [i for i, item in enumerate(images.items) if source.holds(item.sha256)]
     if not indices:
-        raise InputError(f"share [{start:g}, {end:g}] of {images.role} holds none of {len(images)} images; widen it")
+        raise InputError(f"share {list(source.share)} of {images.role} holds none of {len(images)} images; widen it")
     if source.limit is not None:
         indices.sort(key=lambda i: (images.items[i].sha256, i))
         indices = sorted(indices[: source.limit])

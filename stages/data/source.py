@@ -53,6 +53,10 @@ class DataSource(Record):
             return ()
         return self.images if isinstance(self.images, tuple) else (self.images,)
 
+    def holds(self, sha256: str) -> bool:
+        """Whether an image with this content belongs to the share."""
+        return self.share[0] <= position(sha256) < self.share[1]
+
     def relative_to(self, folder: Path) -> "DataSource":
         """A copy whose paths, where relative, start at this folder (the recipe's); `~` is the home folder."""
 

@@ -1,9 +1,9 @@
 """The model card of a bundle: README.md as a pure function of the manifest and the build's figures.
 
 The card's keys are those of the report where it has them; each may be missing, and then the card says so.
-    name, model, verdict, target {name, summary, board}, accuracy {metric, baseline, engine, drop_points, drop_ci95,
-    agreement, images}, latency_ms {batch, p50, baseline_p50, speedup, speedup_ci95}, size {params, macs, bytes:
-    {before, after}}, steps [{name, key}], limits [text], licence, provenance
+    name, model, verdict, target {name, board}, accuracy {metric, baseline, engine, drop_points, drop_ci95, agreement,
+    images}, latency_ms {batch, p50, ci95, queries, baseline_p50, speedup, speedup_ci95}, size {params, macs, bytes:
+    {before, after}}, steps [{name}], limits [text], recipe_digest
 """
 
 import math
@@ -37,14 +37,14 @@ def model_card(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
 
 
 def _how_to_run(manifest: BundleManifest) -> list[str]:
-    other = "" if manifest.runtime == "onnxruntime" else f" {manifest.runtime}"
-    printed = "its classes with probabilities" if manifest.output.kind == "logits" else "its feature vector"
+    logits = manifest.output.kind == "logits"
+    printed = "the classes of the image with probabilities" if logits else "the features of the image"
     return [
         "## How to run it",
-        f"```sh\npip install numpy pillow onnxruntime{other}\npython run.py image.jpg\n```",
+        f"```sh\npip install numpy pillow {manifest.runtime}=={manifest.version}\npython run.py image.jpg\n```",
         f"It prints {printed}; `python run.py --help` lists its options. Neither torch nor vitrim is needed. It "
-        "first compares every file with `manifest.json`. On a machine that the engine was not built for it runs "
-        "`model.onnx`, the same graph, and says so.",
+        "first compares every file with `manifest.json`. On another kind of processor, or with another version of "
+        "the runtime (onnxruntime or openvino), it runs `model.onnx`, the same graph, and says so.",
     ]
 
 
@@ -70,7 +70,10 @@ def _figures(card: Mapping[str, Any]) -> str:
             )
     if latency := card.get("latency_ms"):
         batch = f"batch {latency['batch']}"
-        rows.append((f"latency, {batch}, median", f"{latency['p50']:.2f} ms", "", ""))
+        queries = f"{latency['queries']} queries" if latency.get("queries") else ""
+        rows.append(
+            (f"latency, {batch}, median", f"{latency['p50']:.2f} ms", _interval(latency.get("ci95"), " ms"), queries)
+        )
         rows.append((f"latency of the fp32 baseline, {batch}", f"{latency['baseline_p50']:.2f} ms", "", ""))
         rows.append(
             (

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = "vitrim.bundle/1"
 INSTALL = "pip install numpy pillow onnxruntime"
+INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
+    *("asimdhp", "asimddp", "i8mm", "bf16", "sve"),
+)
+"""those that decide which kernels a runtime takes, in the order in which engine.json names them"""
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: openvino takes its own stub
@@ -39,7 +44,7 @@ class BundleError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names and labels that the terminal cannot show
@@ -148,11 +153,20 @@ def _check_fit(engine: dict[str, Any]) -> None:
 
 
 def _machine(runtime: str) -> dict[str, str]:
-    """Facts of this machine that engines are bound to, as vitrim names them."""
+    """What engines are bound to, in vitrim's words: a runtime saves layouts that suit one set of instructions."""
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):  # x86_64, aarch64
+                flags = set(value.split())
+                break
+    except OSError:
+        pass  # not Linux
     return {
-        "runtime_version": importlib.import_module(runtime).__version__,
-        "system": platform.system(),
-        "architecture": platform.machine(),
+        "architecture": {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine()),
+        "instruction_sets": " ".join(name for name in INSTRUCTION_SETS if name in flags),
+        runtime: importlib.import_module(runtime).__version__.split("-")[0],
     }
 
 

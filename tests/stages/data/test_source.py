@@ -15,12 +15,17 @@ shas = st.binary(max_size=20).map(lambda data: hashlib.sha256(data).hexdigest())
 cuts = st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), unique=True, max_size=4).map(sorted)
 
 
-@given(sha=shas, cuts=cuts)
-def test_shares_that_cover_everything_hold_each_image_exactly_once(sha, cuts):
-    bounds = [0.0, *cuts, 1.0]
+@given(sha=shas, cuts=cuts, at_the_cut=st.booleans())
+def test_shares_that_cover_everything_hold_each_image_exactly_once(sha, cuts, at_the_cut):
+    bounds = sorted({0.0, *cuts, *([position(sha)] if at_the_cut else []), 1.0})
     sources = [DataSource(images=Path("x"), share=pair) for pair in pairwise(bounds)]
 
-    assert sum(source.share[0] <= position(sha) < source.share[1] for source in sources) == 1
+    assert sum(source.holds(sha) for source in sources) == 1
+
+
+@pytest.mark.parametrize("sha", ["0" * 64, "f" * 64])
+def test_the_whole_holds_the_extreme_hashes(sha):
+    assert DataSource(images=Path("x")).holds(sha)
 
 
 @pytest.mark.parametrize("sha", ["0" * 64, "f" * 64])

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,9 @@ from PIL import Image
 
 from targets.bundle.pixels import read_image
 from targets.bundle.verify import verify_bundle
+from targets.bundle.write import write_bundle
 from targets.preprocess import normalise, resize_and_crop
-from tests.targets.bundle.classifier import PREPROCESS, expected_logits, reseal
+from tests.targets.bundle.classifier import PREPROCESS, SPEC, expected_logits, reseal, write_onnx
 
 OURS = ("torch", "torchvision", "timm", "pydantic", "onnx", "targets", "stages", "pipeline")
 
@@ -115,7 +115,13 @@ def test_a_model_without_head_prints_its_features(make_bundle, red, tmp_path):
 
 
 def test_without_labels_it_prints_the_number_of_the_class(make_bundle, red):
-    assert run(make_bundle(labels=None), red, "--top", "1").stdout.splitlines()[1].endswith("%  class 0")
+    assert run(make_bundle(labels=None), "--top", "1", red).stdout.splitlines()[1].endswith("%  class 0")
+
+
+def test_options_may_stand_between_images(make_bundle, red):
+    done = run(make_bundle(), red, "--top", "1", red, "--json", red)
+
+    assert [len(entry["classes"]) for entry in json.loads(done.stdout)] == [1, 1, 1]
 
 
 def test_labels_that_the_terminal_cannot_show_are_escaped(make_bundle, red):
@@ -148,10 +154,34 @@ def test_an_engine_that_does_not_fit_gives_way_to_the_portable_graph(make_bundle
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_engine_built_for_this_machine_runs(make_bundle, red):
-    done = run(make_bundle(bound_to={"architecture": platform.machine()}), red)
+def test_an_engine_is_bound_to_what_it_was_built_for(make_bundle, red, tmp_path):
+    from targets.worker import Worker
 
-    assert (done.returncode, done.stderr) == (0, "")
+    graph = write_onnx(tmp_path / "graph.onnx")
+    for runtime, other in (("onnxruntime", "openvino"), ("openvino", "onnxruntime")):
+        engine = tmp_path / f"built by {runtime}"
+        engine.mkdir()
+        with Worker(threads=1) as worker:
+            worker.build(graph, engine, runtime=runtime, precision="fp32", batch=2, threads=1)
+        bundle = tmp_path / f"bundle of {runtime}"
+        write_bundle(bundle, engine=engine, onnx=graph, spec=SPEC, preprocess=PREPROCESS, labels=None, card={})
+
+        done = run(bundle, red, "--save", tmp_path / "out.npy", without=(other,))
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert np.allclose(np.load(tmp_path / "out.npy"), reference([red]), atol=1e-5)
+        assert set(json.loads((bundle / "manifest.json").read_text())["bound_to"]) == {
+            "architecture",
+            "instruction_sets",
+            runtime,
+        }
+
+
+def test_instruction_sets_are_named_as_the_agent_names_them():
+    from targets.bundle.run import INSTRUCTION_SETS
+    from targets.facts import INSTRUCTION_SETS as NAMED_BY_AGENT
+
+    assert INSTRUCTION_SETS == NAMED_BY_AGENT
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
