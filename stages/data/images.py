@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from stages.data.index import Tell, find_undecodable, hash_contents, in_threads
+from stages.data.index import Tell, decoder_version, find_undecodable, hash_contents, in_threads
 from stages.data.labels import labels_from_folders, match_labels, read_classes, read_labels
 from stages.data.listing import Listed, Place, list_images
 from stages.data.source import DataSource
@@ -103,7 +103,7 @@ class ImageSet:
 
     def pixels_file(self, preprocess: Preprocess, folder: Path) -> Path:
         """A .npy file in this folder with all images, uint8 [N, H, W, 3], for other processes; kept and reused."""
-        path = folder / f"pixels-{digest_of(['1', self.fingerprint, preprocess.digest()])[:32]}.npy"
+        path = folder / f"pixels-{digest_of([decoder_version(), self.fingerprint, preprocess.digest()])[:32]}.npy"
         if path.exists():
             return path
         shape = (len(self), preprocess.height, preprocess.width, 3)

@@ -16,6 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import PIL
+from PIL import features
+
 from stages.data.listing import File, Listed, Place
 from targets.bundle.pixels import UnreadableImageError, decode
 
@@ -53,8 +56,8 @@ def hash_contents(
     unread: list[tuple[Listed, Stamp | None]] = []
     archive = _stamp(root) if root.is_file() else None
     for image in listed:
-        stamp = archive or (_stamp(Path(image.place.path)) if isinstance(image.place, File) else None)
-        known = remembered.get(_key(image.place, root))
+        stamp = archive or (_stamp(image.place.path) if isinstance(image.place, File) else None)
+        known = remembered.get(_key(image.place, str(root)))
         if stamp is not None and known is not None and known[0] == stamp:
             hashes[image.id] = known[1]
         else:
@@ -67,7 +70,7 @@ def hash_contents(
             continue
         hashes[image.id] = sha256
         if stamp is not None and max(stamp[1], stamp[2]) < settled:
-            fresh.append((key, _key(image.place, root), *stamp, sha256))
+            fresh.append((key, _key(image.place, str(root)), *stamp, sha256))
         if done % 500 == 0:
             tell(f"reading {root.name}", done / len(unread))
     changed = archive is not None and _stamp(root) != archive
@@ -78,9 +81,7 @@ def hash_contents(
 
 def find_undecodable(places: Mapping[str, Place], *, cache: Path | None, tell: Tell) -> dict[str, str]:
     """Decode each image, given by content hash, once: {sha256: why it cannot be decoded}."""
-    from PIL import __version__, features
-
-    decoder = f"1, Pillow {__version__}, jpeg {features.version('jpg')}"
+    decoder = decoder_version()
     verdicts = {sha256: problem for sha256, problem in _verdicts(cache, decoder).items() if sha256 in places}
     unseen = [(sha256, place) for sha256, place in places.items() if sha256 not in verdicts]
     fresh: list[tuple[str, str, str]] = []
@@ -92,6 +93,11 @@ def find_undecodable(places: Mapping[str, Place], *, cache: Path | None, tell: T
             tell("checking images", done / len(unseen))
     _remember(cache, "insert or replace into verdict values (?, ?, ?)", fresh)
     return {sha256: problem for sha256, problem in verdicts.items() if problem}
+
+
+def decoder_version() -> str:
+    """What decides the pixels besides an image's bytes; raise the number when `decode` changes."""
+    return f"1, Pillow {PIL.__version__}, jpeg {features.version('jpg')}"
 
 
 def in_threads(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
@@ -127,13 +133,13 @@ def _problem(place: Place) -> str:
     return ""
 
 
-def _key(place: Place, root: Path) -> bytes:
-    return os.fsencode(os.path.relpath(place.path, root) if isinstance(place, File) else place.name)
+def _key(place: Place, root: str) -> bytes:
+    return os.fsencode(place.path.removeprefix(root) if isinstance(place, File) else place.name)
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: str | Path) -> Stamp | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

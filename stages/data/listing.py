@@ -124,7 +124,7 @@ def _distinct_names(roots: Sequence[Path]) -> list[str]:
 def _folder_files(root: Path, prefix: str) -> list[Listed]:
     listed = []
     for path in _walk(root):
-        name = _printable(os.path.relpath(path, root).replace(os.sep, "/"))
+        name = _printable(path.removeprefix(str(root)).replace(os.sep, "/").lstrip("/"))
         listed.append(Listed(prefix + name, name, File(path)))
     return listed
 
