@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as v2
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How far a training image may differ from the stored one; the defaults change nothing but the shape."""
+    """How far a training image may differ from the stored one; the defaults leave a square one as it is."""
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """share of the area that a random crop keeps"""

@@ -87,7 +87,8 @@ def train(
     module: on its device; every parameter that requires a gradient is trained. loss: evaluates the module on a batch.
     scratch: folder for checkpoints; a run with the same `training` and `identity` (plain JSON: whatever else decides
     the result) goes on from the newest. held_out: batches that are not trained on; where given, training stops once
-    they no longer gain, and the best weights are kept. Raises StageError when the loss is no longer a number.
+    they no longer gain, and the best weights are kept, if need be those at the start.
+    Raises StageError when the loss is no longer a number.
     """
     run_id = digest_of([1, asdict(training), identity])
     run = _start(module, training)
@@ -101,6 +102,8 @@ def train(
     pending: list[dict[str, Tensor]] = []
     clock = _Clock(progress)
     module.train()
+    if held_out is not None and not progress.held_out:
+        _evaluate(run, loss, held_out(), training)  # the weights at the start may be the best
     with closing(data(progress.step, training.steps)) as batches:
         while progress.step < training.steps and not progress.stopped:
             batch = next(batches).to(device)
