@@ -1,11 +1,11 @@
 """vitrim from Python: the same as the command line.
 
-    import vitrim
+import vitrim
 
-    reports = vitrim.build("recipe.yaml", overrides=["steps.prune_mlp.keep=0.5"])
-    print(reports["cpu"].verdict.sentence)
-    module = vitrim.load("out/model")       # a torch module from a folder with vit.json
-    figures = vitrim.validate("out/cpu/bundle", images="val.zip", labels="labels.csv")
+reports = vitrim.build("recipe.yaml", overrides=["steps.prune_mlp.keep=0.5"])
+print(reports["cpu"].verdict.sentence)
+module = vitrim.load("out/model")       # a torch module from a folder with vit.json
+figures = vitrim.validate("out/cpu/bundle", images="val.zip", labels="labels.csv")
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,14 @@ def build(
     if targets:
         loaded = loaded.replace(targets=tuple(targets))
     with Store(Path(store) if store else default_store_root()) as shelf:
-        return run(loaded, store=shelf, output=Path(output), resume=resume, watch=watch or ignore, command=f"vitrim build {recipe}")
+        return run(
+            loaded,
+            store=shelf,
+            output=Path(output),
+            resume=resume,
+            watch=watch or ignore,
+            command=f"vitrim build {recipe}",
+        )
 
 
 def load(folder: str | Path) -> "ViT":

@@ -14,22 +14,34 @@ if TYPE_CHECKING:
     from targets.preprocess import Preprocess
 
 Tell = Callable[[str, float | None], None]
-TORCH_BATCH = 16
+BATCH = 16
 
 
-def engine_answers(engine: Path, pixels: Path, preprocess: "Preprocess", *, tell: Tell) -> "Floats":
-    """Run every image of a .npy file (uint8 [N, H, W, 3]) through an engine, in a fresh worker."""
+def engine_answers(
+    engine: Path, pixels: Path, preprocess: "Preprocess", *, tell: Tell, precision: str = "fp32"
+) -> "Floats":
+    """Run every image of a .npy file (uint8 [N, H, W, 3]) through an engine's folder, in a fresh worker.
+
+    engine may be an .onnx file; then `precision` says what it holds, and ONNX Runtime on this CPU answers.
+    """
     import numpy as np
 
     from targets.worker import Worker
 
     images = np.load(pixels, mmap_mode="r")
     with Worker() as worker:
-        worker.load(engine)
-        return next(iter(worker.infer(images, preprocess=preprocess, tell=tell).values()))
+        if engine.is_dir():
+            worker.load(engine)
+            found = worker.infer(images, preprocess=preprocess, tell=tell)
+        else:
+            worker.load(engine, runtime="onnxruntime", precision=precision)
+            found = worker.infer(images, batch=BATCH, preprocess=preprocess, tell=tell)
+    return next(iter(found.values()))
 
 
-def torch_answers(model: Path, pixels: Path, preprocess: "Preprocess", *, count: int | None = None, tell: Tell) -> "Floats":
+def torch_answers(
+    model: Path, pixels: Path, preprocess: "Preprocess", *, count: int | None = None, tell: Tell
+) -> "Floats":
     """Run the first `count` images of a .npy file (uint8 [N, H, W, 3]) through a model folder, in fp32 with torch."""
     import numpy as np
     import torch
@@ -41,8 +53,8 @@ def torch_answers(model: Path, pixels: Path, preprocess: "Preprocess", *, count:
     module = load_model(model)
     found = []
     with torch.inference_mode():
-        for start in range(0, len(images), TORCH_BATCH):
-            batch = normalise(images[start : start + TORCH_BATCH], preprocess)
+        for start in range(0, len(images), BATCH):
+            batch = normalise(images[start : start + BATCH], preprocess)
             found.append(module(torch.from_numpy(batch)).numpy())
             tell(f"{start + len(batch)} of {len(images)} images", (start + len(batch)) / len(images))
     return np.concatenate(found)

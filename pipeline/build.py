@@ -38,7 +38,16 @@ AGREEMENT_IMAGES = 512
 """images of `select` that stages are compared on, at most"""
 CHECKS = 3
 """steps of the display after the planned ones: stages compared, candidates compared, engine validated"""
-MEASURING_CODE = ("pipeline/validation.py", "pipeline/answers.py", "pipeline/statistics.py", "pipeline/features.py", "targets/measure", "targets/agent")
+ENGINES = 3
+"""that are compiled for each further batch size: baseline, unpruned, engine"""
+MEASURING_CODE = (
+    "pipeline/validation.py",
+    "pipeline/answers.py",
+    "pipeline/statistics.py",
+    "pipeline/features.py",
+    "targets/measure",
+    "targets/agent",
+)
 
 
 def plan_recipe(recipe: "Recipe", store: Store, *, watch: Watcher = ignore) -> Plan:
@@ -70,9 +79,16 @@ def build(
     """
     _check_output(output)
     plan = plan_recipe(recipe, store, watch=watch)
-    total = len({step.key for target in plan.targets for step in target.steps()}) + CHECKS * len(plan.targets)
+    total = len({step.key for target in plan.targets for step in target.steps()})
+    total += sum(CHECKS + ENGINES * len(target.other_batches) for target in plan.targets)
     runner = Runner(
-        store=store, images=plan.images, sources=recipe.images(), seed=recipe.seed, watch=watch, fresh=not resume, total=total
+        store=store,
+        images=plan.images,
+        sources=recipe.images(),
+        seed=recipe.seed,
+        watch=watch,
+        fresh=not resume,
+        total=total,
     )
     return {
         target.profile.name: _TargetBuild(plan=plan, target=target, runner=runner, reuse=resume).run(
@@ -115,7 +131,9 @@ class _TargetBuild:
         subject = self._subject(winner, before)
         key = self._validation_key(winner)
         kept = self._kept("validation", key, Validation)
-        validation = self._check("validate engine", lambda tell: kept or self._validate(subject, key, tell), cached=kept is not None)
+        validation = self._check(
+            "validate engine", lambda tell: kept or self._validate(subject, key, tell), cached=kept is not None
+        )
         engine = self.runner.bring(winner.engine)
         built = Built(
             plan=self.plan,
@@ -137,7 +155,13 @@ class _TargetBuild:
         )
         report = compose(built)
         write_report(output, report)
-        write_bundle_of(output / "bundle", report=report, engine=engine, graph=self._graph(winner), spec_folder=self._model(winner).folder)
+        write_bundle_of(
+            output / "bundle",
+            report=report,
+            engine=engine,
+            graph=self._graph(winner),
+            spec_folder=self._model(winner).folder,
+        )
         return report
 
     # Choosing.
@@ -152,10 +176,14 @@ class _TargetBuild:
             artifact = self.runner.bring(step)
             if step.stage == "export":
                 continue  # parity with torch is checked there: its answers are those of the step before
-            key = digest_of([step.key, self.target.baselines[self.target.profile.batch].key, reference.images.fingerprint])
+            key = digest_of(
+                [step.key, self.target.baselines[self.target.profile.batch].key, reference.images.fingerprint]
+            )
             kept = self.runner.store.get_record("agreement", key)
             if kept is None:
-                kept = self._agreement(artifact, reference, lambda message, share, step=step: tell(f"{step.title}: {message}", share))  # type: ignore[misc]
+                kept = self._agreement(
+                    artifact, reference, lambda message, share, step=step: tell(f"{step.title}: {message}", share)
+                )  # type: ignore[misc]
                 self.runner.store.put_record("agreement", key, kept)
             found[step.key] = (kept["agreement"], kept["top1"])
         return found
@@ -164,9 +192,17 @@ class _TargetBuild:
         if artifact.manifest.holds == Format.VIT:
             answers = torch_answers(artifact.folder, reference.pixels, reference.spec.preprocess, tell=tell)
         else:
-            answers = engine_answers(artifact.folder / "model.onnx", reference.pixels, reference.spec.preprocess, tell=tell)
+            answers = engine_answers(
+                artifact.folder / "model.onnx",
+                reference.pixels,
+                reference.spec.preprocess,
+                tell=tell,
+                precision=str(artifact.manifest.options.get("precision", "fp32")),
+            )
         labels = reference.images.labels
-        right = float((answers.argmax(axis=1) == labels).mean()) if labels is not None and reference.spec.classes else None
+        right = (
+            float((answers.argmax(axis=1) == labels).mean()) if labels is not None and reference.spec.classes else None
+        )
         return {"agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)), "top1": right}
 
     def _choose(self, reference: "_Reference", baseline: Path, tell: Tell) -> Choice:
@@ -223,14 +259,20 @@ class _TargetBuild:
 
     def _validate(self, subject: Subject, key: str, tell: Tell) -> Validation:
         select = self._select()
-        made = validate(subject, select=select, evaluate=self.plan.images.get(Role.EVALUATE), pixels=self._pixels, tell=tell)
+        made = validate(
+            subject, select=select, evaluate=self.plan.images.get(Role.EVALUATE), pixels=self._pixels, tell=tell
+        )
         self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
         return made
 
     def _validation_key(self, winner: Candidate) -> str:
         recipe = self.plan.recipe
         batches = sorted(self.target.baselines)
-        others = [next(one for one in self.target.other_batches[batch] if one.name == winner.name) for batch in batches if batch != winner.batch]
+        others = [
+            next(one for one in self.target.other_batches[batch] if one.name == winner.name)
+            for batch in batches
+            if batch != winner.batch
+        ]
         evaluate = self.plan.images.get(Role.EVALUATE)
         return digest_of(
             {
@@ -249,7 +291,12 @@ class _TargetBuild:
 
         step = winner.engine if role == "engine" else self.target.baselines[winner.batch]
         engine = self.runner.bring(step)
-        write_plain_bundle(folder, engine=engine, graph=_last(step, Format.ONNX, self.runner), spec_folder=_last(step, Format.VIT, self.runner).folder)
+        write_plain_bundle(
+            folder,
+            engine=engine,
+            graph=_last(step, Format.ONNX, self.runner),
+            spec_folder=_last(step, Format.VIT, self.runner).folder,
+        )
 
     # Small things.
 
@@ -264,10 +311,17 @@ class _TargetBuild:
 
         runner = self.runner
         runner.position += 1
-        place = {"target": runner.target, "step": title, "index": runner.position, "total": max(runner.total, runner.position)}
+        place = {
+            "target": runner.target,
+            "step": title,
+            "index": runner.position,
+            "total": max(runner.total, runner.position),
+        }
         runner.watch(Event(kind="step_started", **place))
         started = time.monotonic()
-        result = work(lambda message, share: runner.watch(Event(kind="progress", message=message, share=share, **place)))
+        result = work(
+            lambda message, share: runner.watch(Event(kind="progress", message=message, share=share, **place))
+        )
         runner.watch(Event(kind="step_finished", seconds=time.monotonic() - started, cached=cached, **place))
         return result
 
@@ -309,7 +363,9 @@ class _Reference:
     @property
     def answers(self) -> "Floats":
         if self._answers is None:
-            self._answers = engine_answers(self._baseline, self.pixels, self.spec.preprocess, tell=lambda message, share: None)
+            self._answers = engine_answers(
+                self._baseline, self.pixels, self.spec.preprocess, tell=lambda message, share: None
+            )
         return self._answers
 
 
@@ -337,7 +393,18 @@ def _versions() -> dict[str, str]:
     import platform
 
     found = {"python": platform.python_version()}
-    for name in ("vitrim", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy"):
+    for name in (
+        "vitrim",
+        "torch",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "nncf",
+        "numpy",
+    ):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -351,8 +418,10 @@ def _check_output(output: Path) -> None:
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise InputError(f"output {str(output)!r} cannot be a folder: {str(folder)!r} is a file; choose another with --output")
+        raise InputError(
+            f"output {str(output)!r} cannot be a folder: {str(folder)!r} is a file; choose another with --output"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"output {str(output)!r} cannot be written: {str(folder)!r} is read-only; choose another with --output")
-
-
+        raise InputError(
+            f"output {str(output)!r} cannot be written: {str(folder)!r} is read-only; choose another with --output"
+        )

@@ -48,10 +48,12 @@ def choose(
     """
     agreements = {}
     for name, folder in engines.items():
-        answers = engine_answers(folder, pixels, spec.preprocess, tell=lambda message, share, name=name: tell(f"{name}: {message}", share))  # type: ignore[misc]
+        answers = engine_answers(
+            folder, pixels, spec.preprocess, tell=lambda message, share, name=name: tell(f"{name}: {message}", share)
+        )  # type: ignore[misc]
         agreements[name] = likeness(reference, answers, has_head=bool(spec.classes))
     if len(candidates) == 1:
-        (name, only), = candidates.items()
+        ((name, only),) = candidates.items()
         row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
         return Choice(winner=name, rows=(row,))
     return _by_speed(candidates, engines, baseline, agreements, pixels, spec, threads, sizes, tell)
@@ -75,7 +77,9 @@ def _by_speed(
     from targets.preprocess import normalise
 
     batch = next(iter(candidates.values())).batch
-    inputs = normalise(np.take(np.load(pixels, mmap_mode="r"), range(max(16, batch)), axis=0, mode="wrap"), spec.preprocess)
+    inputs = normalise(
+        np.take(np.load(pixels, mmap_mode="r"), range(max(16, batch)), axis=0, mode="wrap"), spec.preprocess
+    )
     under_test = {"baseline": baseline, **engines}
     comparison = compare(
         {name: EngineUnderTest(folder=folder, batch=batch, threads=threads) for name, folder in under_test.items()},
@@ -87,7 +91,9 @@ def _by_speed(
     best = max(agreements.values())
     fit = [name for name in candidates if agreements[name] >= best - AGREEMENT_SLACK]
     if not fit:
-        raise StageError(f"no candidate gives finite answers: {', '.join(f'{name} {share:.1%}' for name, share in agreements.items())}")
+        raise StageError(
+            f"no candidate gives finite answers: {', '.join(f'{name} {share:.1%}' for name, share in agreements.items())}"
+        )
     winner = fit[0]
     for name in fit[1:]:
         _, (_, high) = paired_ratio(measured[name], measured[winner])
@@ -107,7 +113,9 @@ def _by_speed(
     return Choice(winner=winner, rows=tuple(rows))
 
 
-def _row(candidate: Candidate, p50_ms: float | None, agreement: float, size: int, *, chosen: bool, reason: str) -> CandidateRow:
+def _row(
+    candidate: Candidate, p50_ms: float | None, agreement: float, size: int, *, chosen: bool, reason: str
+) -> CandidateRow:
     return CandidateRow(
         runtime=candidate.runtime,
         precision=candidate.precision,

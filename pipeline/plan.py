@@ -126,7 +126,9 @@ class Planner:
         roles = stage.roles(options)
         for role in roles:
             if role not in self.images:
-                raise InputError(f"{name} reads images for {role.value!r}, but the recipe has no data.{role.value}; add it")
+                raise InputError(
+                    f"{name} reads images for {role.value!r}, but the recipe has no data.{role.value}; add it"
+                )
         key = step_key(
             stage,
             options,
@@ -224,11 +226,11 @@ def _plan_target(
         why = "; ".join(f"{name}: {reason}" for name, reason in passed_over) or f"none of its runtimes runs {precision}"
         raise InputError(f"target {profile.name!r} cannot be built here: {why}; `vitrim doctor` says what to install")
 
-    def compile_step(after: PlannedStep, runtime: str, precision: str, batch: int) -> PlannedStep:
+    def compile_step(after: PlannedStep, runtime: str, precision: str, batch: int, what: str) -> PlannedStep:
         options = get_stage("compile").options(
             runtime=runtime, precision=precision, batch=batch, threads=profile.threads
         )
-        title = f"compile {runtime} {precision} batch {batch}"
+        title = f"compile {what}: {runtime} {precision}, batch {batch}"
         return planner.step("compile", options, after=after, title=title, profile=profile, device=device)
 
     def candidates(batch: int) -> tuple[Candidate, ...]:
@@ -237,8 +239,8 @@ def _plan_target(
                 runtime=choice.name,
                 precision=hint,
                 batch=batch,
-                engine=compile_step(graph, choice.name, hint, batch),
-                unpruned=compile_step(unpruned_graph, choice.name, hint, batch),
+                engine=compile_step(graph, choice.name, hint, batch, "engine"),
+                unpruned=compile_step(unpruned_graph, choice.name, hint, batch, "unpruned"),
             )
             for choice in fit
             for hint in _precisions(precision, choice.precisions, facts)
@@ -254,7 +256,7 @@ def _plan_target(
         budget=recipe.budget_for(profile),
         facts=facts,
         candidates=candidates(profile.batch),
-        baselines={batch: compile_step(exported, first.name, "fp32", batch) for batch in batches},
+        baselines={batch: compile_step(exported, first.name, "fp32", batch, "baseline") for batch in batches},
         other_batches={batch: candidates(batch) for batch in batches if batch != profile.batch},
         passed_over=tuple(passed_over),
     )
@@ -262,7 +264,7 @@ def _plan_target(
 
 def _precisions(graph: str, legal: tuple[str, ...], facts: Mapping[str, Any]) -> tuple[str, ...]:
     """Precisions to try for a graph: its own, and bf16 for an fp32 graph where the CPU computes in it."""
-    isa = set(facts.get("isa", ()))
+    isa = set(facts["instruction_sets"])
     if graph == "fp32" and "bf16" in legal and isa & {"avx512_bf16", "amx_bf16"}:
         return ("fp32", "bf16")
     return (graph,)

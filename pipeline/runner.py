@@ -111,7 +111,9 @@ class Runner:
 
     def _waiting(self, step: PlannedStep) -> Callable[[Holder | None], None]:
         def tell(holder: Holder | None) -> None:
-            self._tell(step, "waiting", message=f"{step.title} is being made by {holder or 'another process'}; waiting for it")
+            self._tell(
+                step, "waiting", message=f"{step.title} is being made by {holder or 'another process'}; waiting for it"
+            )
 
         return tell
 

@@ -74,9 +74,7 @@ class Subject:
     """write a bundle of `baseline` or `engine` into a folder, for the user's own metric command"""
 
 
-def validate(
-    subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, pixels: Path, tell: Tell
-) -> Validation:
+def validate(subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, pixels: Path, tell: Tell) -> Validation:
     """Measure everything. pixels: folder for decoded images. tell(message, share) receives progress."""
     started = time.monotonic()
     preprocess = subject.spec.preprocess
@@ -138,7 +136,12 @@ def measure_accuracy(
     file = evaluate.pixels_file(subject.spec.preprocess, pixels)
 
     def answers(role: str, folder: Path) -> "Floats":
-        return engine_answers(folder, file, subject.spec.preprocess, tell=lambda message, share: tell(f"accuracy of the {role}: {message}", share))
+        return engine_answers(
+            folder,
+            file,
+            subject.spec.preprocess,
+            tell=lambda message, share: tell(f"accuracy of the {role}: {message}", share),
+        )
 
     baseline = answers("baseline", subject.engines.baseline[subject.batch])
     engine = answers("engine", subject.engines.engine[subject.batch])
@@ -177,7 +180,10 @@ def measure_latency(subject: Subject, pixels: Path, *, tell: Tell) -> dict[str, 
             "engine": subject.engines.engine[batch],
         }
         found[str(batch)] = compare(
-            {role: EngineUnderTest(folder=folder, batch=batch, threads=subject.threads) for role, folder in roles.items()},
+            {
+                role: EngineUnderTest(folder=folder, batch=batch, threads=subject.threads)
+                for role, folder in roles.items()
+            },
             inputs,
             level=subject.measure.level,
             tell=lambda message, share, batch=batch: tell(f"latency at batch {batch}: {message}", share),  # type: ignore[misc]
@@ -192,7 +198,9 @@ def measure_operators(subject: Subject, pixels: Path) -> dict[str, tuple[Operato
     from targets.preprocess import normalise
     from targets.worker import Worker
 
-    inputs = normalise(np.take(np.load(pixels, mmap_mode="r"), range(subject.batch), axis=0, mode="wrap"), subject.spec.preprocess)
+    inputs = normalise(
+        np.take(np.load(pixels, mmap_mode="r"), range(subject.batch), axis=0, mode="wrap"), subject.spec.preprocess
+    )
     found = {}
     for role, folder in (
         ("baseline", subject.engines.baseline[subject.batch]),
@@ -201,7 +209,9 @@ def measure_operators(subject: Subject, pixels: Path) -> dict[str, tuple[Operato
         with Worker(threads=subject.threads) as worker:
             worker.load(folder)
             rows = worker.profile(inputs)
-        found[role] = tuple(OperatorTime(operator=row["operator"], share=row["share"], calls=row["calls"]) for row in rows)
+        found[role] = tuple(
+            OperatorTime(operator=row["operator"], share=row["share"], calls=row["calls"]) for row in rows
+        )
     return found
 
 
@@ -213,7 +223,9 @@ def _zero_shot(subject: Subject, features: "Floats") -> "Floats":
     from pipeline.features import load_text_embeddings, zero_shot_logits
 
     if subject.measure.text_embeddings is None:
-        raise InputError("metric 'zero_shot' needs measure.text_embeddings: a .npy or .safetensors file [classes, width]")
+        raise InputError(
+            "metric 'zero_shot' needs measure.text_embeddings: a .npy or .safetensors file [classes, width]"
+        )
     return zero_shot_logits(features, load_text_embeddings(subject.measure.text_embeddings))
 
 
@@ -233,7 +245,9 @@ def _by_command(subject: Subject) -> Accuracy:
             words = [word.replace("{bundle}", str(Path(folder, "bundle"))) for word in shlex.split(command)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise StageError(f"the metric command ended with {done.returncode} for the {role}: {done.stderr.strip()[-300:]}")
+            raise StageError(
+                f"the metric command ended with {done.returncode} for the {role}: {done.stderr.strip()[-300:]}"
+            )
         try:
             told[role] = json.loads(done.stdout.strip().splitlines()[-1])
             float(told[role]["value"]), int(told[role]["images"])

@@ -22,12 +22,14 @@ def build(
     set_: SetOption = None,
     output: OutputOption = Path("out"),
     store: StoreOption = None,
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Use finished steps, or run all of them anew.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Use finished steps, or run all of them anew.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a deployable engine with its report and bundle.
+    """Build an engine with its report and bundle.
 
     Finished steps are kept in the store: after an interruption the same command goes on where it stopped.
     """
@@ -46,7 +48,10 @@ def plan(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the steps of a recipe with their keys, and which are finished already; nothing runs."""
+    """Show the steps of a recipe; nothing runs.
+
+    Each with its key, and whether it is finished already.
+    """
     _show_plan(_load(recipe, target, set_), store, as_json=as_json)
 
 
@@ -58,7 +63,10 @@ def validate(
     level: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     as_json: JsonOption = False,
 ) -> None:
-    """Check a bundle's files and measure it anew on this machine: latency, and accuracy where images are given."""
+    """Measure a bundle anew on this machine.
+
+    Checks its files, times its engine, and reads its accuracy where labelled images are given.
+    """
     from rich.console import Console
 
     from pipeline.revalidate import revalidate
@@ -78,7 +86,10 @@ def demo(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the main job on an embedded model and embedded images: handwritten digits. Takes a few minutes, needs nothing."""
+    """Run the main job on handwritten digits.
+
+    Model and images are embedded: no download, no account, a few minutes.
+    """
     from pipeline.recipe import demo_recipe_path
 
     loaded = _load(demo_recipe_path(), None, set_)
@@ -88,11 +99,13 @@ def demo(
 def init(
     path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
     model: Annotated[str, typer.Option(help="timm name of the model.")] = "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    images: Annotated[Path, typer.Option(help="Folder or zip of images for calibration and distillation.")] = Path("images"),
+    images: Annotated[Path, typer.Option(help="Folder or zip of images for calibration and distillation.")] = Path(
+        "images"
+    ),
     target: Annotated[str, typer.Option(help="Where it will run.")] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a recipe to start from, with every choice explained."""
+    """Write a recipe to start from."""
     from pipeline.starter import write_starter
 
     write_starter(path, model=model, images=images, target=target, force=force)
@@ -133,12 +146,18 @@ def _build(
     with make_watcher(as_json=as_json, console=console) as watcher:
         reports = run(recipe, store=open_store(store), output=output, resume=resume, watch=watcher, command=command)
     if as_json:
-        typer.echo(json.dumps({"kind": "result", "reports": {name: one.model_dump(mode="json") for name, one in reports.items()}}))
+        typer.echo(
+            json.dumps(
+                {"kind": "result", "reports": {name: one.model_dump(mode="json") for name, one in reports.items()}}
+            )
+        )
     else:
         for name, one in reports.items():
             console.print()
             console.print(summary(one))
-            console.print(f"\nreport  {output / name / 'report.html'}\nbundle  {output / name / 'bundle'}", highlight=False)
+            console.print(
+                f"\nreport  {output / name / 'report.html'}\nbundle  {output / name / 'bundle'}", highlight=False
+            )
     worst = max(exit_code(one.verdict.status, strict=strict) for one in reports.values())
     if worst:
         raise typer.Exit(worst)
@@ -164,7 +183,13 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
     if as_json:
         told = {
             target.profile.name: [
-                {"step": step.title, "stage": step.stage, "key": step.key, "finished": shelf.has(step.key), "options": step.options.model_dump(mode="json")}
+                {
+                    "step": step.title,
+                    "stage": step.stage,
+                    "key": step.key,
+                    "finished": shelf.has(step.key),
+                    "options": step.options.model_dump(mode="json"),
+                }
                 for step in target.steps()
             ]
             for target in made.targets
@@ -173,7 +198,15 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
         return
     console = Console()
     for target in made.targets:
-        table = Table("step", "key", "", title=f"{recipe.name} for {target.profile.name}", box=None, pad_edge=False, title_justify="left")
+        table = Table(
+            "step",
+            "key",
+            "",
+            title=f"{recipe.name} for {target.profile.name}",
+            box=None,
+            pad_edge=False,
+            title_justify="left",
+        )
         for step in target.steps():
             table.add_row(step.title, step.key[:12], "finished" if shelf.has(step.key) else "to run")
         console.print(table)

@@ -125,7 +125,7 @@ def _line(event: Event) -> str:
     place = f"[{event.index:>2}/{event.total}] " if event.total else ""
     if event.kind == "step_finished":
         took = "reused" if event.cached else f"{event.seconds:.1f} s"
-        return f"{place}{event.step:<34.34} {took:>9}" + (f"  {event.message}" if event.message else "")
+        return f"{place}{event.step:<46.46} {took:>9}" + (f"  {event.message}" if event.message else "")
     if event.kind == "progress":
         done = f" {event.share:.0%}" if event.share is not None else ""
         return f"{place}{event.step}{done} {event.message}".rstrip()

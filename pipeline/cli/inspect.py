@@ -8,7 +8,9 @@ import typer
 
 from pipeline.cli.options import JsonOption, StoreOption
 
-targets = typer.Typer(help="List targets, show what is in force, probe this machine.", no_args_is_help=True, rich_markup_mode=None)
+targets = typer.Typer(
+    help="List targets, show what is in force, probe this machine.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @targets.command("list")
@@ -61,7 +63,9 @@ def stages(as_json: JsonOption = False) -> None:
         return
     console = Console()
     for stage in known:
-        console.print(f"[bold]{stage.name}[/bold]  [dim]{stage.consumes} → {stage.produces}[/dim]\n  {escape(stage.summary)}")
+        console.print(
+            f"[bold]{stage.name}[/bold]  [dim]{stage.consumes} → {stage.produces}[/dim]\n  {escape(stage.summary)}"
+        )
         for name, field in stage.options.model_fields.items():
             default = "required" if field.is_required() else field.get_default(call_default_factory=True)
             text = f"    {name} = {default}" + (f"   {field.description}" if field.description else "")
@@ -73,7 +77,10 @@ def doctor(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what this machine has and lacks, with the remedy; exit 1 when something needed is missing."""
+    """Say what this machine lacks, with the remedy.
+
+    Exit 1 when something that is needed is missing.
+    """
     from dataclasses import asdict
 
     from rich.console import Console
@@ -99,7 +106,10 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A folder that `vitrim build` wrote, or a report.json.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a finished report again and rewrite its HTML and Markdown pages."""
+    """Show a finished report again.
+
+    Also writes its HTML and Markdown pages anew.
+    """
     from rich.console import Console
 
     from pipeline.report.files import read_report, write_report
@@ -122,7 +132,9 @@ def _report_files(folder: Path) -> list[Path]:
         return [folder]
     found = [folder / "report.json"] if (folder / "report.json").is_file() else sorted(folder.glob("*/report.json"))
     if not found:
-        raise InputError(f"no report.json in {str(folder)!r} or one folder below; give the folder that `vitrim build --output` wrote")
+        raise InputError(
+            f"no report.json in {str(folder)!r} or one folder below; give the folder that `vitrim build --output` wrote"
+        )
     return found
 
 

@@ -7,7 +7,9 @@ import typer
 
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", envvar="VITRIM_STORE", help="Where finished artifacts are kept.", show_default="user cache"),
+    typer.Option(
+        "--store", envvar="VITRIM_STORE", help="Where finished artifacts are kept.", show_default="user cache"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 SetOption = Annotated[

@@ -7,7 +7,9 @@ import typer
 
 from pipeline.cli.options import JsonOption, StoreOption, open_store
 
-app = typer.Typer(help="List, clean and verify the store of finished artifacts.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, clean and verify the store of finished artifacts.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("list")
@@ -24,7 +26,9 @@ def list_entries(store: StoreOption = None, as_json: JsonOption = False) -> None
     for entry in entries:
         size = sum(file.size_bytes for file in entry.manifest.files.values()) / 1e6
         when = entry.manifest.finished_at.strftime("%Y-%m-%d %H:%M")
-        table.add_row(entry.manifest.key[:12], entry.manifest.stage, f"{size:.1f}", f"{entry.manifest.seconds:.1f}", when)
+        table.add_row(
+            entry.manifest.key[:12], entry.manifest.stage, f"{size:.1f}", f"{entry.manifest.seconds:.1f}", when
+        )
     Console().print(table if entries else "the store is empty")
 
 

@@ -18,6 +18,7 @@ from pipeline.report.record import (
     TargetSummary,
 )
 from stages.vit.counts import count_macs, count_params, params_by_part
+from stages.vit.spec import SPEC_FILE, ViTSpec
 from targets.errors import StageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pipeline.plan import Candidate, Plan, TargetPlan
     from pipeline.validation import Validation
     from stages.artifact import Artifact
-    from stages.vit.spec import ViTSpec
     from targets.measure.measurement import Comparison, Measurement
 
 HISTOGRAM_BINS = 40
@@ -40,8 +40,8 @@ class Built:
     winner: "Candidate"
     choice: "Choice"
     validation: "Validation"
-    before: "ViTSpec"
-    after: "ViTSpec"
+    before: ViTSpec
+    after: ViTSpec
     bytes_before: int
     bytes_after: int
     steps: Sequence[tuple[str, "Artifact"]]
@@ -110,7 +110,11 @@ def compose(built: Built) -> Report:
         parity=validation.parity,
         operators=dict(validation.operators),
         parameters_by_part=_parts(built.before, built.after),
-        conditions={"before": comparison.conditions_before, "after": comparison.conditions_after, "device": dict(target.facts)},
+        conditions={
+            "before": comparison.conditions_before,
+            "after": comparison.conditions_after,
+            "device": dict(target.facts),
+        },
         versions=dict(built.versions),
         reused=built.reused,
         reproduce={
@@ -181,7 +185,7 @@ def _memory(comparison: "Comparison") -> ByRole:
     return ByRole(baseline=peaks["baseline"], unpruned=peaks["unpruned"], engine=peaks["engine"])
 
 
-def _blocks(before: "ViTSpec", after: "ViTSpec") -> tuple[BlockRow, ...]:
+def _blocks(before: ViTSpec, after: ViTSpec) -> tuple[BlockRow, ...]:
     if len(before.blocks) != len(after.blocks):
         raise StageError(f"the model had {len(before.blocks)} blocks and has {len(after.blocks)}")
     return tuple(
@@ -196,7 +200,7 @@ def _blocks(before: "ViTSpec", after: "ViTSpec") -> tuple[BlockRow, ...]:
     )
 
 
-def _parts(before: "ViTSpec", after: "ViTSpec") -> dict[str, Change]:
+def _parts(before: ViTSpec, after: ViTSpec) -> dict[str, Change]:
     old, new = params_by_part(before), params_by_part(after)
     return {part: Change(before=old[part], after=new.get(part, 0)) for part in old}
 
@@ -205,14 +209,16 @@ def _stage(title: str, artifact: "Artifact", built: Built) -> StageRow:
     manifest = artifact.manifest
     facts = dict(manifest.facts)
     agreement, top1 = built.agreements.get(manifest.key, (None, None))
+    spec_file = artifact.folder / SPEC_FILE
+    spec = ViTSpec.model_validate_json(spec_file.read_text()) if spec_file.is_file() else None
     return StageRow(
         name=title,
         seconds=manifest.seconds,
         cached=artifact.cached,
         key=manifest.key,
         summary=str(facts.get("summary", "")),
-        params=facts.get("params"),
-        macs=facts.get("macs"),
+        params=count_params(spec) if spec else None,
+        macs=count_macs(spec) if spec else None,
         bytes=sum(file.size_bytes for file in manifest.files.values()),
         agreement=agreement,
         top1=top1,

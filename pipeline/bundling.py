@@ -1,0 +1,70 @@
+"""From a finished build to its bundle: picks the files and writes the model card's figures."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.vit.spec import SPEC_FILE, ViTSpec
+from targets.bundle.write import write_bundle
+
+if TYPE_CHECKING:
+    from pipeline.report.record import Report
+    from stages.artifact import Artifact
+
+
+def write_bundle_of(
+    folder: Path, *, report: "Report", engine: "Artifact", graph: "Artifact", spec_folder: Path
+) -> None:
+    """Write the bundle of a report's engine: engine, portable graph, preprocessing, labels, run.py, model card."""
+    _write(folder, engine=engine, graph=graph, spec_folder=spec_folder, card=_card(report))
+
+
+def write_plain_bundle(folder: Path, *, engine: "Artifact", graph: "Artifact", spec_folder: Path) -> None:
+    """Write a bundle before there is a report: for the user's own metric command."""
+    _write(folder, engine=engine, graph=graph, spec_folder=spec_folder, card={})
+
+
+def _write(
+    folder: Path, *, engine: "Artifact", graph: "Artifact", spec_folder: Path, card: dict[str, Any]
+) -> None:
+    spec = ViTSpec.model_validate_json((spec_folder / SPEC_FILE).read_text())
+    labels_file = spec_folder / "labels.json"
+    write_bundle(
+        folder,
+        engine=engine.folder,
+        onnx=graph.folder / "model.onnx",
+        spec=spec.model_dump(mode="json"),
+        preprocess=spec.preprocess,
+        labels=json.loads(labels_file.read_text()) if labels_file.is_file() else None,
+        card={
+            "vitrim": version("vitrim"),
+            "provenance": {"engine_key": engine.manifest.key, "graph_key": graph.manifest.key},
+            **card,
+        },
+    )
+
+
+def _card(report: "Report") -> dict[str, Any]:
+    """What the model card says, as plain JSON."""
+    accuracy, latency = report.accuracy, report.latency_ms
+    return {
+        "name": report.name,
+        "model": report.model,
+        "target": report.target.model_dump(mode="json"),
+        "verdict": report.verdict.sentence,
+        "status": report.verdict.status,
+        "accuracy": accuracy.model_dump(mode="json") if accuracy else None,
+        "latency_ms": {
+            "batch": latency.batch,
+            "p50": latency.engine.p50,
+            "baseline_p50": latency.baseline.p50,
+            "speedup": latency.speedup,
+            "speedup_ci95": latency.speedup_ci95,
+        }
+        if latency
+        else None,
+        "size": report.size.model_dump(mode="json"),
+        "steps": [{"name": row.name, "key": row.key} for row in report.stages],
+        "recipe_digest": report.reproduce.get("recipe_digest"),
+    }
