@@ -1,0 +1,85 @@
+"""Options of the stage and what they ask of each block. Light."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from stages.vit.spec import ViTSpec
+from targets.errors import InputError
+from targets.record import Record
+
+Method = Literal["ols", "dgmr"]
+Repair = Literal["sequential", "parallel", "none"]
+
+
+class PruneMlpOptions(Record):
+    """How many neurons stay, how they are chosen, and how the layer behind them is fitted again."""
+
+    method: Method = Field(
+        default="ols", description="ols: by the error that each neuron takes away; dgmr: by diversity of input weights"
+    )
+    keep: float | None = Field(
+        default=None, gt=0, le=1, description="share of each MLP's width that stays; 0.75 where nothing else is given"
+    )
+    r: float | None = Field(
+        default=None, gt=0, description="instead of keep: MLP width over embedding width, as in papers"
+    )
+    widths: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="instead of keep: width of each block's MLP, 0 where the block has none"
+    )
+    round_to: int = Field(default=8, gt=0, description="widths from keep or r become a multiple of this")
+    repair: Repair = Field(
+        default="sequential",
+        description="how to fit fc2 again: on the pruned stream (sequential), on the source's (parallel), not (none)",
+    )
+    ridge: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        default="auto", description="of the fit, in units of the neurons' mean variance; auto: best on images held out"
+    )
+    images: int | None = Field(default=1024, gt=0, description="at most so many of the images of fit; null: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keeps_three_quarters_by_default(cls, given: Any) -> Any:
+        if isinstance(given, dict) and all(given.get(name) is None for name in ("keep", "r", "widths")):
+            return {**given, "keep": 0.75}
+        return given
+
+    @model_validator(mode="after")
+    def _says_the_width_once(self) -> "PruneMlpOptions":
+        given = [name for name in ("keep", "r", "widths") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say the width; give one of keep, r and widths")
+        return self
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether calibration images are needed: only DGMR without repair works on weights alone."""
+        return self.method == "ols" or self.repair != "none"
+
+
+def widths_asked(options: PruneMlpOptions, spec: ViTSpec) -> tuple[int, ...]:
+    """Return the MLP width that each block shall have; raises InputError where it is not possible."""
+    before = [block.mlp_width if block.mlp else 0 for block in spec.blocks]
+    if options.widths is not None:
+        if len(options.widths) != len(before):
+            raise InputError(f"widths has {len(options.widths)} entries, the model has {len(before)} blocks")
+        for index, (asked, width) in enumerate(zip(options.widths, before, strict=True)):
+            if not min(width, 1) <= asked <= width:
+                raise InputError(
+                    f"widths: block {index} cannot have {asked} neurons; allowed: {min(width, 1)} to {width}"
+                )
+        return options.widths
+    return tuple(_rounded(options, spec.width, width) if width else 0 for width in before)
+
+
+def _rounded(options: PruneMlpOptions, embedding: int, width: int) -> int:
+    """Width for one block from `keep` or `r`: the nearest multiple of `round_to`, at least one of it."""
+    wish = options.r * embedding if options.r is not None else (options.keep or 1) * width
+    if wish > width:
+        raise InputError(
+            f"r {options.r!r} asks for {wish:.0f} neurons, an MLP of this model has {width}; "
+            f"allowed: up to {width / embedding:g}"
+        )
+    if wish == width:
+        return width
+    return min(max(round(wish / options.round_to), 1) * options.round_to, width)

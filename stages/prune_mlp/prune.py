@@ -1,0 +1,183 @@
+"""Prune the MLPs of a model: statistics, choice and repair of every block in one sweep."""
+
+import logging
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stages.prune_mlp.neurons import add_bias, apply, last_layer, mlp_of, offers, refit
+from stages.prune_mlp.options import PruneMlpOptions, widths_asked
+from stages.vit.files import load_labels, load_model, load_spec, save_model
+from stages.vit.model import Block, ViT
+from stages.vit.moments import Moments
+from stages.vit.repair import best_ridge, fit, relative_error
+from stages.vit.spec import ViTSpec
+from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
+from targets.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stages.data.images import ImageSet
+
+log = logging.getLogger("vitrim.prune_mlp")
+
+BATCH = 32
+TOKENS_PER_NEURON = 10
+"""With fewer calibration tokens for each neuron, the fit begins to follow them instead of what they stand for."""
+
+Tell = Callable[[str, float | None], None]
+
+
+def prune_folder(
+    options: PruneMlpOptions,
+    *,
+    model_folder: Path,
+    output: Path,
+    scratch: Path,
+    images: "ImageSet | None",
+    tell: Tell,
+) -> dict[str, Any]:
+    """Prune a model folder into another one and return the facts. images: None where the options need none."""
+    started = perf_counter()
+    spec = load_spec(model_folder)
+    refuse_impossible(options, spec)
+    model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    batches = None
+    if images is not None:
+        batches = sample(images, options.images).batches(spec.preprocess, BATCH)
+    pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, tell=tell)
+    save_model(output, pruned_spec, pruned.state_dict(), labels=load_labels(model_folder))
+    return {**facts, "seconds": round(perf_counter() - started, 3)}
+
+
+def prune(
+    model: ViT,
+    spec: ViTSpec,
+    options: PruneMlpOptions,
+    batches: "Iterable[Tensor | NDArray[np.float32]] | None",
+    *,
+    scratch: Path | None = None,
+    tell: Tell = lambda message, share: None,
+) -> tuple[ViT, ViTSpec, dict[str, Any]]:
+    """Return a pruned copy of a model, its spec and facts. batches: [B, 3, H, W], None where the options need none."""
+    refuse_impossible(options, spec)
+    widths = widths_asked(options, spec)
+    pruned = deepcopy(model)
+    blocks = cast("list[Block]", list(pruned.blocks))
+    if options.repair != "none" and not spec.fc2_bias:
+        spec = spec.replace(fc2_bias=True)
+        for block in blocks:
+            add_bias(block)
+    rows: list[dict[str, Any]] = []
+
+    def edit(visit: Visit) -> None:
+        if widths[visit.index] < mlp_of(visit.block).fc2.in_features:
+            rows.append({"block": visit.index, **prune_block(visit.block, widths[visit.index], options, visit)})
+
+    if batches is None:
+        for index, block in enumerate(blocks):
+            if widths[index] < spec.blocks[index].mlp_width:
+                rows.append({"block": index, **prune_block(block, widths[index], options, None)})
+        images = 0
+    else:
+        images = sweep(
+            model,
+            pruned,
+            batches,
+            {Part.MLP: edit},
+            sequential=options.repair == "sequential",
+            weigh=weigh_tokens(spec),
+            scratch=scratch,
+            tell=tell,
+        )
+    spec = spec.replace(
+        blocks=tuple(block.replace(mlp_width=width) for block, width in zip(spec.blocks, widths, strict=True))
+    )
+    return pruned, spec, {**_facts(rows, options), "images": images, "tokens": images * spec.tokens}
+
+
+def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit | None) -> dict[str, Any]:
+    """Cut a block to so many neurons, fit its fc2 again if asked to, and return facts. visit: None without images."""
+    mlp = mlp_of(block)
+    facts: dict[str, Any] = {"width_before": mlp.fc2.in_features, "width_after": width}
+    hold_out = options.repair != "none" and options.ridge == "auto"
+    if visit is None:
+        apply(block, offers(mlp, None, method=options.method, count=width).picks)
+        return facts
+
+    fitted, held_out = visit.moments(hold_out=hold_out)
+    moments = _joined(fitted, held_out)
+    if moments.tokens < mlp.fc2.in_features:
+        raise InputError(
+            f"{moments.tokens} tokens of calibration images cannot describe {mlp.fc2.in_features} neurons; give more "
+            f"images of fit: {TOKENS_PER_NEURON} tokens per neuron are a good measure"
+        )
+    kept = offers(mlp, moments, method=options.method, count=width).picks
+    apply(block, kept)
+    if options.repair == "none":
+        return {**facts, "tokens": moments.tokens, "relative_error": relative_error(moments, kept, last_layer(block))}
+
+    if not isinstance(mlp.norm, nn.Identity):  # fewer neurons changed its statistics, so look again at what leaves it
+        fitted, held_out = visit.moments(hold_out=hold_out)
+        moments, kept = _joined(fitted, held_out), torch.arange(width, device=kept.device)
+    ridge = options.ridge if options.ridge != "auto" else best_ridge(fitted, held_out or fitted, kept)
+    layer = fit(moments, kept, ridge=ridge)
+    refit(block, layer)
+    return {
+        **facts,
+        "tokens": moments.tokens,
+        "relative_error": relative_error(moments, kept, layer),
+        "ridge": ridge,
+    }
+
+
+def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:
+    """Raise InputError, with the reason, for models whose MLPs cannot be pruned as asked."""
+    if any(spec.merge):
+        raise InputError("prune_mlp does not know models that merge tokens; put merge_tokens behind it")
+    if any(block.attention == "diluting" for block in spec.blocks):
+        raise InputError("prune_mlp needs a finished model, but an attention of this one is diluting; distil it first")
+    needs_a_second_look = spec.mlp_norm_eps is not None and options.repair != "none"
+    if needs_a_second_look and (options.repair == "parallel" or spec.norm_placement == "post"):
+        raise InputError(
+            "this model's MLPs have a norm before fc2, whose statistics change with the neurons; they can be repaired "
+            "in pre-norm models by repair: sequential only"
+        )
+
+
+def sample(images: "ImageSet", limit: int | None) -> "ImageSet":
+    """Return at most so many of the images: the first by content hash, as good as drawn, whatever their names."""
+    if limit is None or limit >= len(images):
+        return images
+    return images.subset(sorted(range(len(images)), key=lambda index: images.items[index].sha256)[:limit])
+
+
+def _joined(fitted: Moments, held_out: Moments | None) -> Moments:
+    return fitted if held_out is None else deepcopy(fitted).absorb(held_out)
+
+
+def _facts(rows: list[dict[str, Any]], options: PruneMlpOptions) -> dict[str, Any]:
+    """Facts for people and reports; says so where the calibration images were few."""
+    passes = {"sequential": 2, "parallel": 1, "none": 1}[options.repair] if options.reads_images else 0
+    before, after = (sum(row[name] for row in rows) for name in ("width_before", "width_after"))
+    repair = "" if options.repair == "none" else f", fc2 repaired ({options.repair})"
+    facts: dict[str, Any] = {
+        "summary": f"{before - after} of {before} neurons in {len(rows)} blocks removed by {options.method}{repair}",
+        "blocks": rows,
+        "forward_passes": passes,
+    }
+    short = [row for row in rows if "tokens" in row and row["tokens"] < TOKENS_PER_NEURON * row["width_before"]]
+    if short:
+        facts["warning"] = (
+            f"{short[0]['tokens']} tokens of calibration images for {short[0]['width_before']} neurons are few: "
+            f"give {TOKENS_PER_NEURON} times as many tokens as neurons"
+        )
+        log.warning(facts["warning"])
+    return facts

@@ -1,0 +1,85 @@
+"""Cutting neurons out of an MLP, for every kind of MLP."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.prune_mlp.neurons import apply, input_rows, last_layer, mlp_of, refit
+from stages.vit.model import Block, ViT
+from stages.vit.spec import ViTSpec
+
+KINDS: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "glu": {"mlp_kind": "glu", "mlp_gate_first": False, "activation": "silu"},
+    "swiglu": {"mlp_kind": "swiglu", "activation": "silu"},
+    "without biases": {"fc1_bias": False, "fc2_bias": False},
+    "layer scale": {"layer_scale": True},
+    "post-norm": {"norm_placement": "post"},
+}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def block(request: pytest.FixtureRequest, make_model: Callable[..., tuple[ViT, ViTSpec]]) -> Block:
+    model, _ = make_model(**request.param)
+    first = model.blocks[0]
+    assert isinstance(first, Block)
+    return first
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_neurons_of_no_effect_can_be_cut_without_a_trace(block: Block, tokens: Tensor) -> None:
+    kept = torch.tensor([20, 3, 4, 17, 0, 9])
+    weight = mlp_of(block).fc2.weight
+    cut = [neuron for neuron in range(weight.shape[1]) if neuron not in kept]
+    weight[:, cut] = 0
+    before = block.after_mlp(tokens)
+
+    apply(block, kept)
+
+    torch.testing.assert_close(block.after_mlp(tokens), before)
+    assert mlp_of(block).fc2.in_features == 6
+
+
+@torch.no_grad()
+def test_kept_neurons_keep_what_they_compute(block: Block, tokens: Tensor) -> None:
+    kept = torch.tensor([5, 1, 23])
+    before = block.mlp_hidden(tokens)
+
+    apply(block, kept)
+
+    torch.testing.assert_close(block.mlp_hidden(tokens), before[..., kept])
+
+
+@torch.no_grad()
+def test_the_last_layer_put_back_changes_nothing(block: Block, tokens: Tensor) -> None:
+    before = block.after_mlp(tokens)
+
+    refit(block, last_layer(block))
+
+    torch.testing.assert_close(block.after_mlp(tokens), before)
+
+
+@torch.no_grad()
+def test_an_inner_norm_is_cut_with_its_neurons(make_model: Callable[..., tuple[ViT, ViTSpec]], tokens: Tensor) -> None:
+    model, _ = make_model(mlp_kind="swiglu", mlp_norm_eps=1e-6)
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+
+    apply(block, torch.arange(8))
+
+    assert block.mlp_hidden(tokens).shape == (2, 5, 8)
+
+
+def test_a_gated_neuron_is_diverse_if_one_of_its_halves_is(make_model: Callable[..., tuple[ViT, ViTSpec]]) -> None:
+    packed, separate = (mlp_of(make_model(mlp_kind=kind)[0].blocks[0]) for kind in ("glu", "swiglu"))
+
+    assert torch.equal(input_rows(packed)[3], torch.cat([packed.fc1.weight[3], packed.fc1.weight[3 + 24]]))
+    assert torch.equal(input_rows(separate)[3], torch.cat([separate.fc1_g.weight[3], separate.fc1_x.weight[3]]))
