@@ -48,13 +48,26 @@ _REMEDIES = {
     "onnxruntime": 'pip install "vitrim[cpu]"',
     "openvino": 'pip install "vitrim[openvino]"',
 }
-_NEEDED = ("torch", "torchvision", "timm", "onnx", "onnxscript", "nncf", "numpy", "pillow", "safetensors", "scikit-learn")
+_NEEDED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "nncf",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "scikit-learn",
+)
 
 
 def _python() -> Finding:
     text = ".".join(map(str, sys.version_info[:3]))
     good = sys.version_info >= (3, 11)
-    return Finding(what="python", state="ok" if good else "missing", found=text, remedy="" if good else "use Python 3.11 or newer")
+    return Finding(
+        what="python", state="ok" if good else "missing", found=text, remedy="" if good else "use Python 3.11 or newer"
+    )
 
 
 def _packages() -> list[Finding]:
@@ -81,7 +94,9 @@ def _own_packages() -> Finding:
 
 
 def _ort_twins() -> Finding:
-    names = [name for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino") if _installed(name) != "absent"]
+    names = [
+        name for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino") if _installed(name) != "absent"
+    ]
     if len(names) > 1:
         return Finding(
             what="onnxruntime packages",
@@ -89,7 +104,12 @@ def _ort_twins() -> Finding:
             found=f"{' and '.join(names)} overwrite each other's files",
             remedy=f"pip uninstall {' '.join(names)}, then install one extra: cpu or cuda",
         )
-    return Finding(what="onnxruntime packages", state="ok" if names else "missing", found=", ".join(names) or "none", remedy="" if names else 'pip install "vitrim[cpu]"')
+    return Finding(
+        what="onnxruntime packages",
+        state="ok" if names else "missing",
+        found=", ".join(names) or "none",
+        remedy="" if names else 'pip install "vitrim[cpu]"',
+    )
 
 
 def _disk(root: Path) -> Finding:

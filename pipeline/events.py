@@ -31,6 +31,5 @@ class Watcher(Protocol):
         """Take one event."""
 
 
-
 def ignore(event: Event) -> None:
     """Watch nothing."""

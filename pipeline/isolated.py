@@ -27,7 +27,9 @@ PROGRESS = "@vitrim "
 """marks our lines among what libraries print"""
 
 
-def run_isolated(stage: str, options: Record, context: StageContext, sources: Mapping[Role, DataSource], index: Path) -> StageResult:
+def run_isolated(
+    stage: str, options: Record, context: StageContext, sources: Mapping[Role, DataSource], index: Path
+) -> StageResult:
     """Run a stage in a fresh process. Raises what the stage raised; Ctrl-C ends the child with its children."""
     with TemporaryDirectory(prefix="vitrim-job-") as folder:
         job = Path(folder, "job.json")
@@ -70,11 +72,17 @@ def run_isolated(stage: str, options: Record, context: StageContext, sources: Ma
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if not answer.exists():
-            raise errors.StageError(f"{stage}: its process ended with {_ending(process.returncode)}{_last_lines(trouble)}")
+            raise errors.StageError(
+                f"{stage}: its process ended with {_ending(process.returncode)}{_last_lines(trouble)}"
+            )
         told = json.loads(answer.read_text())
     if "error" in told:
         kind = getattr(errors, told["error"]["kind"], errors.StageError)
-        error = errors.StageError(told["error"]["message"]) if kind in (errors.RecipeError, errors.UnknownNameError) else kind(told["error"]["message"])
+        error = (
+            errors.StageError(told["error"]["message"])
+            if kind in (errors.RecipeError, errors.UnknownNameError)
+            else kind(told["error"]["message"])
+        )
         raise error
     return StageResult(facts=told["facts"], bound_to=told["bound_to"])
 

@@ -9,13 +9,6 @@ from pipeline.report.record import Accuracy, BudgetCheck, Latency, Parity, Statu
 from targets.profile import Budget
 
 WORST_FIRST: tuple[Status, ...] = ("failed", "over", "undecided", "not_measured", "within")
-WORDS: dict[Status, str] = {
-    "within": "within budget",
-    "over": "over budget",
-    "undecided": "undecided",
-    "not_measured": "not measured",
-    "failed": "failed",
-}
 UNITS = {
     "accuracy_drop_points": "points",
     "latency_p50_ms": "ms",
@@ -164,7 +157,7 @@ def _sentence(
     if accuracy is not None and "accuracy_drop_points" not in told:
         check = next((one for one in checks if one.name == "accuracy_drop_points"), None)
         first.append(_clause(check, accuracy) if check else _drop(accuracy, None))
-    head = WORDS[status] if checks or status == "failed" else "no budget was set"
+    head = figures.STATUS_WORDS[status] if checks or status == "failed" else figures.NO_BUDGET
     return ": ".join(part for part in (head, "; ".join(first)) if part)
 
 

@@ -58,7 +58,9 @@ class StageContext:
     def target(self) -> "TargetProfile":
         """The target; a stage that is not target-bound must not ask, because its result is shared by all targets."""
         if self.profile is None:
-            raise RuntimeError("this stage is not target_bound: its result is shared by all targets, so it cannot read one")
+            raise RuntimeError(
+                "this stage is not target_bound: its result is shared by all targets, so it cannot read one"
+            )
         return self.profile
 
 

@@ -25,6 +25,7 @@ INSTRUCTION_SETS = (
     "avx512_fp16",
     "amx_bf16",
     "amx_int8",
+    "asimdhp",
     "asimddp",
     "i8mm",
     "bf16",

@@ -1,15 +1,24 @@
 """TargetProfile: one YAML file per target, facts and choices, strictly validated."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from targets.errors import InputError, UnknownNameError
+from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
 from targets.record import Record
+from targets.strict_yaml import read_yaml, validate
 
 PROFILES = Path(__file__).parent / "profiles"
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+_NATIVE: dict[str, tuple[str, ...]] = {
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "asimdhp"),
+}
+"""instruction sets of which a CPU needs one to run a precision; elsewhere it is emulated, or silently fp32"""
 
 
 class Budget(Record):
@@ -40,6 +49,17 @@ class RuntimeChoice(Record):
     versions: str = Field(default=">=0", description="PEP 440 range of the runtime's package")
     precisions: tuple[Precision, ...] = ("fp32",)
 
+    @field_validator("versions")
+    @classmethod
+    def _is_a_range(cls, text: str) -> str:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            SpecifierSet(text)
+        except InvalidSpecifier as error:
+            raise ValueError("is no range of versions; write it like >=1.23,<2") from error
+        return text
+
 
 class TargetProfile(Record):
     """What someone deploys to."""
@@ -56,3 +76,72 @@ class TargetProfile(Record):
     reached: Literal["local"] = "local"
     verified: Literal["on hardware", "engine built", "not yet"]
     budget: Budget = Budget()
+
+
+def list_profiles() -> list[str]:
+    """Names of the targets that ship with vitrim."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name_or_path: str | Path) -> TargetProfile:
+    """Read a target by its name, or the user's own YAML file by its path.
+
+    Raises UnknownNameError for a name that is not known, RecipeError with every problem of a file at once.
+    """
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if not (text.endswith((".yaml", ".yml")) or len(path.parts) > 1):
+        path = PROFILES / f"{text}.yaml"
+        if not path.is_file():
+            raise UnknownNameError("target", text, list_profiles(), hint="or give the path of your own YAML file")
+    profile = validate(TargetProfile, read_yaml(path, what="target"), origin=f"target {str(path)!r}")
+    if profile.name != path.stem:
+        raise InputError(f"target {str(path)!r} is called {profile.name!r} inside; file and name must be the same")
+    return profile
+
+
+def usable_runtimes(profile: TargetProfile) -> list[tuple[RuntimeChoice, str | None]]:
+    """What of a profile can be used here, and why the rest cannot: (choice, None or the reason).
+
+    A runtime comes twice where only some of its precisions can be used: once with these, once with the others.
+    """
+    facts = probe()
+    found: list[tuple[RuntimeChoice, str | None]] = []
+    for choice in profile.runtimes:
+        reason = _board_obstacle(profile.board, facts) or _version_obstacle(choice)
+        if reason is not None:
+            found.append((choice, reason))
+            continue
+        lacking = {one: why for one in choice.precisions if (why := _precision_obstacle(one, facts)) is not None}
+        fit = tuple(one for one in choice.precisions if one not in lacking)
+        if fit:
+            found.append((choice.replace(precisions=fit), None))
+        found.extend((choice.replace(precisions=(one,)), why) for one, why in lacking.items())
+    return found
+
+
+def _board_obstacle(board: Board, facts: dict[str, Any]) -> str | None:
+    if board.architecture not in ("any", facts["architecture"]):
+        return f"the target is {board.architecture}, this machine is {facts['architecture']}"
+    lacking = [one for one in board.instruction_sets if one not in facts["instruction_sets"]]
+    return f"this processor lacks {', '.join(lacking)}" if lacking else None
+
+
+def _version_obstacle(choice: RuntimeChoice) -> str | None:
+    from packaging.specifiers import SpecifierSet
+
+    if choice.name not in RUNTIME_DISTRIBUTIONS:
+        return str(UnknownNameError("runtime", choice.name, RUNTIME_DISTRIBUTIONS))
+    installed = installed_version(choice.name)
+    if installed is None:
+        return f"not installed; pip install '{choice.name}{choice.versions}'"
+    if not SpecifierSet(choice.versions).contains(installed, prereleases=True):
+        return f"version {installed} is installed, the target needs {choice.versions}"
+    return None
+
+
+def _precision_obstacle(precision: Precision, facts: dict[str, Any]) -> str | None:
+    needed = _NATIVE.get(precision, ())
+    if not needed or set(needed) & set(facts["instruction_sets"]):
+        return None
+    return f"{precision} needs {' or '.join(needed)}, this processor has none of them"

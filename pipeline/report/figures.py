@@ -7,9 +7,18 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
-from pipeline.report.record import Latency, LatencyFigures, Report
+from pipeline.report.record import Latency, LatencyFigures, Report, Status
 
 NOT_MEASURED = "not measured"
+DASH = "\N{EN DASH}"
+NO_BUDGET = "no budget was set"
+STATUS_WORDS: dict[Status, str] = {
+    "within": "within budget",
+    "over": "over budget",
+    "undecided": "undecided",
+    "not_measured": NOT_MEASURED,
+    "failed": "failed",
+}
 ROLES = ("baseline", "unpruned", "engine")
 _METRICS = {
     "top1": "top-1",

@@ -121,6 +121,8 @@ def train(
                     save_checkpoint(scratch, run.checkpoint(), run=run_id)
                     clock.saved()
     module.load_state_dict(run.best or run.average, strict=False)
+    if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
+        raise StageError(f"the last step left weights that are no numbers; try half of lr {training.lr:g}, or clip 1.0")
     module.eval()
     return _facts(progress, training, device)
 

@@ -252,7 +252,7 @@ def _required_eps(norm: Any) -> float:
 
 def _read_activation(activation: nn.Module) -> str:
     """Name an activation by what it computes: timm has several classes for each."""
-    inputs = torch.linspace(-12, 12, 1001, dtype=torch.float64)
+    inputs = torch.linspace(-12, 12, 1001, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         found = activation(inputs.clone())
     for name, known in ACTIVATIONS.items():

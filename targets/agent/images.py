@@ -67,7 +67,7 @@ def rotation(images: Array, preprocess: dict[str, Any] | None, *, name: str, bat
     """Different queries for measuring: up to 16 batches that begin at different images."""
     first = prepare(images.take(range(batch), axis=0, mode="wrap"), preprocess)
     count = max(2, min(ROTATION, ROTATION_BYTES // first.nbytes))
-    step = batch if len(images) > batch else max(1, len(images) // count)
+    step = max(1, len(images) // count)
     others = (
         prepare(images.take(range(index * step, index * step + batch), axis=0, mode="wrap"), preprocess)
         for index in range(1, count)

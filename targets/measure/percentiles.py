@@ -13,6 +13,7 @@ from targets.measure.measurement import Measurement, Run
 
 CONFIDENCE = 0.99
 RESAMPLES = 2000
+RESAMPLES_OF_RUN = 400
 SEED = 20261120  # the same samples always give the same interval
 
 Interval = tuple[float, float]
@@ -26,19 +27,13 @@ def p50_of(measurement: Measurement) -> float:
 def p50_ci95(measurement: Measurement) -> Interval:
     """95 % interval of `p50_of`: percentile bootstrap over runs and, within each, over blocks.
 
-    With the two runs of `quick` it says little about how processes differ: `full` has five.
+    One run alone says nothing of how processes differ, the two of `quick` little; `full` has five.
     """
-    runs = [_blocks(run) for run in measurement.runs]
     random = np.random.default_rng(SEED)
-    found = []
-    for _ in range(RESAMPLES):
-        medians = []
-        for index in random.integers(len(runs), size=len(runs)):
-            blocks = runs[index]
-            picks = random.integers(len(blocks), size=len(blocks))
-            medians.append(np.median(np.concatenate([blocks[pick] for pick in picks])))
-        found.append(np.median(medians))
-    return _interval(found)
+    medians = np.array([_resampled_medians(run, random) for run in measurement.runs])  # [R runs, S resamples]
+    runs = random.integers(len(medians), size=(len(medians), RESAMPLES))
+    found = medians[runs, random.integers(medians.shape[1], size=runs.shape)]
+    return _interval(np.median(found, axis=0), around=p50_of(measurement), runs=len(medians))
 
 
 def paired_ratio(numerator: Measurement, denominator: Measurement) -> tuple[float, Interval]:
@@ -47,18 +42,17 @@ def paired_ratio(numerator: Measurement, denominator: Measurement) -> tuple[floa
     The blocks were interleaved, so each pair of blocks ran in the same moment: the median of the ratios of their
     medians does not feel the drift of the machine. Raises ValueError for measurements that were not interleaved.
     """
-    ratios = [
-        np.array([np.median(one) / np.median(other) for one, other in zip(_blocks(a), _blocks(b), strict=True)])
-        for a, b in zip(numerator.runs, denominator.runs, strict=True)
-    ]
-    random = np.random.default_rng(SEED)
-    found = []
-    for _ in range(RESAMPLES):
-        picked = [
-            random.choice(ratios[index], len(ratios[index])) for index in random.integers(len(ratios), size=len(ratios))
+    ratios = np.array(
+        [
+            [np.median(one) / np.median(other) for one, other in zip(_blocks(a), _blocks(b), strict=True)]
+            for a, b in zip(numerator.runs, denominator.runs, strict=True)
         ]
-        found.append(np.median(np.concatenate(picked)))
-    return float(np.median(np.concatenate(ratios))), _interval(found)
+    )  # [R runs, B blocks]
+    random = np.random.default_rng(SEED)
+    runs = random.integers(ratios.shape[0], size=(RESAMPLES, ratios.shape[0], 1))
+    blocks = random.integers(ratios.shape[1], size=(RESAMPLES, *ratios.shape))
+    ratio = float(np.median(ratios))
+    return ratio, _interval(np.median(ratios[runs, blocks], axis=(1, 2)), around=ratio, runs=len(ratios))
 
 
 def tail_percentile(samples: Sequence[float], share: float) -> float | None:
@@ -91,6 +85,15 @@ def _blocks(run: Run) -> list[NDArray[np.float64]]:
     return np.split(samples, np.cumsum(run.blocks)[:-1]) if run.blocks else [samples]
 
 
-def _interval(found: Sequence[float]) -> Interval:
+def _resampled_medians(run: Run, random: np.random.Generator) -> list[float]:
+    """Medians of a run whose blocks are drawn with replacement."""
+    blocks = _blocks(run)
+    draws = random.integers(len(blocks), size=(RESAMPLES_OF_RUN, len(blocks)))
+    return [float(np.median(np.concatenate([blocks[index] for index in draw]))) for draw in draws]
+
+
+def _interval(found: NDArray[np.float64], *, around: float, runs: int) -> Interval:
+    """Percentile interval, widened by sqrt(R / (R - 1)): a resample of R runs varies by that much too little."""
+    widening = (runs / (runs - 1)) ** 0.5 if runs > 1 else 1.0
     low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    return float(around - widening * (around - low)), float(around + widening * (high - around))

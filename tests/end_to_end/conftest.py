@@ -27,7 +27,7 @@ steps:
   - prune_mlp: {keep: 0.5, round_to: 8}
   - distill: {images_seen: 1024, flip: false}
   - export
-  - quantize: {precision: int8, alpha: 0.5, images: 32}
+  - quantize: {precision: int8, alphas: [0.5], images: 32}
 targets: [cpu]
 budget: {accuracy_drop_points: 30}
 measure: {level: quick, batches: [1]}

@@ -141,6 +141,17 @@ def test_a_loss_that_is_no_number_says_where_and_what_to_try(value: float, tmp_p
         train(line.module, loss, line.data, PLAIN, scratch=tmp_path)
 
 
+def test_a_last_step_that_ruins_the_weights_is_found(tmp_path: Path) -> None:
+    line = Line()
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        root = (line.module.weight * 0).sum().sqrt()  # 0, with an infinite derivative
+        return {"squares": line.loss(batch)["squares"] + root * (batch.step == PLAIN.steps - 1)}
+
+    with pytest.raises(StageError, match="the last step left weights that are no numbers"):
+        train(line.module, loss, line.data, PLAIN, scratch=tmp_path)
+
+
 def test_the_moving_average_is_the_result(tmp_path: Path) -> None:
     line = Line()
     training = replace(PLAIN, ema_decay=0.8, steps=30)

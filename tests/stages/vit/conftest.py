@@ -1,6 +1,6 @@
 """Small models for the tests of the model layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,15 @@ def randomize(model: nn.Module, *, seed: int = 0) -> nn.Module:
             offset = 0.0 if parameter.ndim > 1 else 0.5
             parameter.copy_(offset + spread * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """One torch thread: the models are so small that waiting for a second one takes longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(name="randomize")

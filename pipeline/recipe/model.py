@@ -1,0 +1,100 @@
+"""The types of a recipe."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
+
+from stages.catalog import CATALOG
+from stages.data.source import DataSource
+from stages.source.options import SourceOptions
+from stages.stage import Role
+from targets.measure.measurement import Level
+from targets.profile import Budget, TargetProfile
+from targets.record import Record, digest_of
+
+FORMAT = 1
+IMPLIED = ("source", "compile")
+"""stages of every build: `model` is what source is told, and compile comes last"""
+
+
+def known_stages() -> tuple[str, ...]:
+    """Stages that may stand under `steps`, in the usual order."""
+    return tuple(name for name in CATALOG if name != "source")
+
+
+class Step(Record):
+    """A stage with its options in a recipe."""
+
+    stage: str
+    options: SerializeAsAny[Record]
+    title: str
+    """the stage's name; `distill#2` for the second of one kind"""
+
+
+class Data(Record):
+    """Images by role."""
+
+    fit: DataSource | None = Field(default=None, description="statistics, repair, quantization ranges")
+    train: DataSource | None = Field(default=None, description="distillation, fine-tuning")
+    select: DataSource | None = Field(default=None, description="every choice; shares no image with another role")
+    evaluate: DataSource | None = Field(default=None, description="read once per engine; shares no image either")
+
+
+class Measure(Record):
+    """How an engine is measured."""
+
+    level: Level = Field(default="quick", description="quick: 64 queries, two processes, no p99; full: all of it")
+    batches: tuple[PositiveInt, ...] = Field(default=(), description="batch sizes shown besides the target's own")
+    metric: Literal["auto", "top1", "zero_shot", "knn", "command"] = Field(
+        default="auto", description="auto: top-1 where there is a head, else nearest neighbours"
+    )
+    text_embeddings: Annotated[str, Field(json_schema_extra={"format": "path"})] | None = Field(
+        default=None, description="for zero_shot: .npy or .safetensors, [classes, width]"
+    )
+    command: str | None = Field(default=None, description="for command: a program that is given {bundle}")
+
+    @model_validator(mode="after")
+    def _has_what_its_metric_needs(self) -> "Measure":
+        if self.metric == "zero_shot" and self.text_embeddings is None:
+            raise ValueError("metric zero_shot needs text_embeddings: FILE.npy")
+        if self.metric == "command" and "{bundle}" not in (self.command or ""):
+            raise ValueError("metric command needs a command with {bundle} in it, e.g. python metric.py {bundle}")
+        return self
+
+
+class Recipe(Record):
+    """What a user asks for: paths are absolute, every step has its options, `export` stands where it is needed."""
+
+    vitrim: Literal[1] = Field(description="version of this format")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="what reports call it")
+    model: SourceOptions
+    data: Data = Data()
+    steps: tuple[Step, ...] = ()
+    targets: tuple[str, ...] = Field(default=("cpu",), min_length=1, description="names, or paths of your own YAML files")
+    runtimes: tuple[str, ...] | None = Field(default=None, min_length=1, description="only these of a target's runtimes")
+    budget: Budget = Field(default=Budget(), description="each key replaces that of the target")
+    measure: Measure = Measure()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    text: str = Field(default="", exclude=True)
+    """the YAML it was read from"""
+
+    def images(self) -> dict[Role, DataSource]:
+        """Where the images of each role come from."""
+        return {role: source for role in Role if (source := getattr(self.data, role.value)) is not None}
+
+    def budget_for(self, profile: TargetProfile) -> Budget:
+        """The target's budget with this recipe's keys in place of its own; an explicit null takes a key away."""
+        own = {name: getattr(self.budget, name) for name in self.budget.model_fields_set}
+        return profile.budget.replace(**own)
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides the outcome, in one spelling: no name, defaults filled in, lists of images sorted."""
+        plain = self.model_dump(mode="json", exclude={"name", "text", "budget"})
+        plain["budget"] = self.budget.model_dump(mode="json", exclude_unset=True)
+        for role, source in self.images().items():
+            plain["data"][role.value]["images"] = sorted(str(path) for path in source.paths)
+        return plain
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical form: two recipes with one digest ask for the same."""
+        return digest_of(self.canonical())

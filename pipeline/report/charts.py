@@ -1,0 +1,220 @@
+"""The report's pictures: small SVG drawings, without scripts and without styles of their own.
+
+Horizontal positions are percentages and vertical ones pixels, so that a drawing fills whatever width it gets while its
+lines and letters keep their size. The classes are those of templates/style.css. ElementTree escapes all text.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from markupsafe import Markup
+
+from pipeline.report import figures
+from pipeline.report.record import Change, Latency, LatencyFigures
+
+MOST_BARS = 80
+"""bars of one histogram; finer ones are put together"""
+
+
+def bar(share: float, kind: str) -> Markup:
+    """One bar of a share of the full width, 0..1. Decoration: the number stands beside it."""
+    svg = _svg(6)
+    _rect(svg, 0, 100, 0, 6, "track", round_corners=True)
+    _rect(svg, 0, 100 * _within_unit(share), 0, 6, kind, round_corners=True)
+    return _markup(svg)
+
+
+def bar_pair(before: float, after: float) -> Markup:
+    """Baseline above engine, to the scale of the larger. Decoration."""
+    largest = max(before, after) or 1
+    svg = _svg(16)
+    _rect(svg, 0, 100 * before / largest, 0, 6, "baseline", round_corners=True)
+    _rect(svg, 0, 100 * after / largest, 10, 6, "engine", round_corners=True)
+    return _markup(svg)
+
+
+def stacked(parts: Sequence[tuple[str, str, int]]) -> Markup:
+    """Parts of a whole side by side: (kind, words, number)."""
+    total = sum(number for _, _, number in parts) or 1
+    svg = _svg(16, ", ".join(f"{words} {number:,}" for _, words, number in parts))
+    left = 0.0
+    for kind, _, number in parts:
+        _rect(svg, left, 100 * number / total, 0, 16, kind)
+        left += 100 * number / total
+    return _markup(svg)
+
+
+def loss(share: float, least: float) -> Markup:
+    """What is missing to 1, drawn from the right on an axis from `least` to 1. Decoration."""
+    place = 100 * _within_unit((share - least) / (1 - least))
+    svg = _svg(8)
+    _rect(svg, 0, 100, 1, 6, "track", round_corners=True)
+    _rect(svg, place, 100 - place, 1, 6, "lost", round_corners=True)
+    _line(svg, place, place, 0, 8, "mark")
+    return _markup(svg)
+
+
+def interval(value: float, ends: tuple[float, float] | None, limit: float, status: str, label: str) -> Markup:
+    """A value with its 95 % interval against the highest that is allowed."""
+    low, high = ends or (value, value)
+    left, right = min(0.0, low), max(limit, high, 0.0)
+    right = right + 0.12 * (right - left) or 1.0
+    axis = Axis(left, right)
+    svg = _svg(24, label)
+    _rect(svg, 0, axis.place(limit), 9, 6, "allowed")
+    _rect(svg, axis.place(limit), 100 - axis.place(limit), 9, 6, "track")
+    if ends is not None:
+        _line(svg, axis.place(low), axis.place(high), 12, 12, f"whisker {status}")
+    _line(svg, axis.place(limit), axis.place(limit), 3, 21, "limit")
+    SubElement(svg, "circle", {"cx": _percent(axis.place(value)), "cy": "12", "r": "4.5", "class": f"dot {status}"})
+    return _markup(svg)
+
+
+# Latency.
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis over the full width."""
+
+    low: float
+    high: float
+
+    def place(self, value: float) -> float:
+        """Where a value lies, in percent of the width; values beyond the ends lie on them."""
+        return 100 * _within_unit((value - self.low) / (self.high - self.low))
+
+    def ticks(self) -> Iterator[float]:
+        """Four to eight round numbers."""
+        rough = (self.high - self.low) / 5
+        power = 10 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.75)
+        value = math.ceil(self.low / step - 1e-9) * step
+        while value <= self.high + 1e-9 * step:
+            yield round(value, 10)
+            value += step
+
+
+def latency_axis(latency: Latency) -> Axis:
+    """From zero to the slowest thing that any of the three engines has to show."""
+    ends = []
+    for role in figures.ROLES:
+        one = figures.figures_of(latency, role)
+        bars = _bars(one)
+        ends += [bars[-1][1] if bars else one.p50, one.p90 or one.p50, one.ci95[1]]
+    return Axis(0.0, 1.03 * max(ends))
+
+
+def distribution(one: LatencyFigures, axis: Axis, role: str, label: str) -> Markup:
+    """Histogram of one engine with its p50 (solid) and p90 (dashed)."""
+    height = 56
+    svg = _svg(height, label)
+    bars = _bars(one)
+    densest = max((count / (right - left) for left, right, count in bars), default=1)
+    for left, right, count in bars:
+        tall = (height - 8) * count / (right - left) / densest
+        _rect(svg, axis.place(left), axis.place(right) - axis.place(left), height - tall, tall, f"bin {role}")
+    _line(svg, 0, 100, height - 0.5, height - 0.5, "axis")
+    _line(svg, axis.place(one.p50), axis.place(one.p50), 0, height, "p50")
+    if one.p90 is not None:
+        _line(svg, axis.place(one.p90), axis.place(one.p90), 0, height, "p90")
+    return _markup(svg)
+
+
+def scale(axis: Axis, unit: str) -> Markup:
+    """Ticks and numbers of an axis. Decoration: tables hold the numbers."""
+    svg = _svg(22)
+    ticks = list(axis.ticks())
+    decimals = max((figures.decimals_of(tick, 1) for tick in ticks if tick), default=0)
+    for tick in ticks:
+        place = axis.place(tick)
+        _line(svg, place, place, 0, 5, "axis")
+        anchor = "start" if place < 3 else "end" if place > 94 else "middle"
+        _text(
+            svg,
+            place,
+            18,
+            f"{figures.number(tick, decimals)} {unit}" if tick == 0 else figures.number(tick, decimals),
+            anchor,
+        )
+    return _markup(svg)
+
+
+# Blocks.
+
+
+def blocks(changes: Sequence[Change], label: str) -> Markup:
+    """A column per block: before as the frame, after as the filling."""
+    height, foot = 92, 18
+    largest = max(max(change.before, change.after) for change in changes) or 1
+    slot = 100 / len(changes)
+    every = math.ceil(len(changes) / 12)  # indices that fit on a telephone
+    svg = _svg(height + foot, label)
+    for index, change in enumerate(changes):
+        left = index * slot
+        column = SubElement(svg, "g")
+        before, after = (max(height * value / largest, 1.5) for value in (change.before, change.after))
+        _rect(column, left + 0.12 * slot, 0.76 * slot, height - before, before, "before")
+        _rect(column, left + 0.12 * slot, 0.76 * slot, height - after, after, "engine")
+        SubElement(column, "title").text = f"block {index}: {change.before:,} → {change.after:,}"
+        if index % every == 0:
+            _text(svg, left + slot / 2, height + 14, str(index), "middle")
+    _line(svg, 0, 100, height + 0.5, height + 0.5, "axis")
+    return _markup(svg)
+
+
+# Pieces.
+
+
+def _bars(one: LatencyFigures) -> list[tuple[float, float, int]]:
+    """Histogram as (left, right, count) with at most MOST_BARS bars; the last is as wide as the one before."""
+    together = math.ceil(len(one.histogram) / MOST_BARS) or 1
+    lefts = [left for left, _ in one.histogram[::together]]
+    counts = [
+        sum(count for _, count in one.histogram[start : start + together])
+        for start in range(0, len(one.histogram), together)
+    ]
+    widths = [right - left for left, right in pairwise(lefts)]
+    widths.append(widths[-1] if widths else max(one.p50 * 0.01, 1e-9))
+    return [(left, left + width, count) for left, width, count in zip(lefts, widths, counts, strict=True) if width > 0]
+
+
+def _svg(height: int, label: str = "") -> Element:
+    """An empty drawing; without a label it is decoration that a screen reader passes over."""
+    named = {"role": "img", "aria-label": label} if label else {"aria-hidden": "true"}
+    return Element("svg", {"class": "chart", "width": "100%", "height": str(height), **named})
+
+
+def _rect(
+    parent: Element, x: float, width: float, y: float, height: float, kind: str, *, round_corners: bool = False
+) -> None:
+    place = {"x": _percent(x), "y": _pixels(y), "width": _percent(width), "height": _pixels(height), "class": kind}
+    SubElement(parent, "rect", {**place, "rx": "2"} if round_corners else place)
+
+
+def _line(parent: Element, x1: float, x2: float, y1: float, y2: float, kind: str) -> None:
+    place = {"x1": _percent(x1), "x2": _percent(x2), "y1": _pixels(y1), "y2": _pixels(y2)}
+    SubElement(parent, "line", {**place, "class": kind})
+
+
+def _text(parent: Element, x: float, y: float, text: str, anchor: str) -> None:
+    SubElement(parent, "text", {"x": _percent(x), "y": _pixels(y), "text-anchor": anchor}).text = text
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}%"
+
+
+def _pixels(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _within_unit(share: float) -> float:
+    return min(max(share, 0.0), 1.0)
+
+
+def _markup(svg: Element) -> Markup:
+    return Markup(tostring(svg, encoding="unicode"))  # ElementTree has escaped every text and attribute

@@ -1,0 +1,85 @@
+"""A finished build in a terminal of 80 columns: the verdict, what changed, where the time went."""
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.report import figures, tables
+from pipeline.report.record import Report, Status
+
+STYLES: dict[Status, str] = {
+    "within": "bold green",
+    "over": "bold red",
+    "undecided": "bold yellow",
+    "not_measured": "bold",
+    "failed": "bold red",
+}
+SYMBOLS: dict[Status, str] = {"within": "✓", "over": "✗", "undecided": "?", "not_measured": "-", "failed": "!"}
+
+
+def summary(report: Report) -> RenderableType:
+    """What a build came to, for printing with rich. Text from outside is never read as markup."""
+    parts: list[RenderableType] = [_title(report), _verdict(report), Text(), _figures(report)]
+    if report.latency_ms is not None:
+        parts += [Text(), _latency(report)]
+    if report.stages:
+        parts += [Text(), _stages(report)]
+    return Group(*parts)
+
+
+def _title(report: Report) -> Text:
+    target = report.target
+    name = Text(figures.visible(report.name), style="bold")
+    engine = f"{figures.engine_name(report, 'engine')}, batch {target.batch}"
+    return name + Text(f" on {figures.visible(target.name)}: {figures.visible(engine)}", style="not bold")
+
+
+def _verdict(report: Report) -> Text:
+    status = report.verdict.status
+    symbol = Text(f"{SYMBOLS[status]} ", style=STYLES[status])
+    head, colon, rest = figures.visible(report.verdict.sentence).partition(":")
+    return symbol + Text(head + colon, style=STYLES[status]) + Text(rest)
+
+
+def _figures(report: Report) -> Table:
+    table = _table("", "baseline", "engine", "change")
+    for row in tables.headlines(report):
+        table.add_row(
+            Text(figures.visible(row.label)),
+            Text(row.before or figures.DASH),
+            Text(row.after or figures.NOT_MEASURED, style="bold" if row.after else "italic"),
+            Text(row.change or row.detail),
+        )
+    return table
+
+
+def _latency(report: Report) -> Table:
+    assert report.latency_ms is not None
+    table = _table(f"ms, batch {report.latency_ms.batch}", "p50", "95 % interval", "p90", "p99")
+    for row in tables.latency_rows(report, report.latency_ms):
+        tail = [figures.DASH if value == figures.NOT_MEASURED else value for value in (row.p90, row.p99)]
+        name = Text(row.role) + Text(f" {figures.visible(row.name)}", style="dim")
+        table.add_row(name, Text(row.p50, style="bold"), Text(row.interval), *map(Text, tail))
+    return table
+
+
+def _stages(report: Report) -> Table:
+    table = _table("stage", "time", "agreement", "parameters", "bytes")
+    for stage in report.stages:
+        table.add_row(
+            Text(figures.visible(stage.name)),
+            Text(tables.stage_time(stage)),
+            Text(figures.DASH if stage.agreement is None else figures.percent(stage.agreement)),
+            Text(figures.DASH if stage.params is None else figures.count(stage.params)),
+            Text(figures.DASH if stage.bytes is None else figures.size(stage.bytes)),
+        )
+    return table
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for index, head in enumerate(heads):
+        words = index == 0 or head == "change"
+        table.add_column(Text(head), justify="left" if words else "right", overflow="fold")
+    return table

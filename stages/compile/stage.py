@@ -1,0 +1,103 @@
+"""Build a runtime's engine from the ONNX graph, in a worker, and look at what really runs in it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.artifact import Format
+from stages.stage import Stage, StageContext, StageResult
+from targets.errors import InputError, StageError
+from targets.profile import TargetProfile, usable_runtimes
+from targets.record import Record
+
+MODEL_FILE = "model.onnx"
+
+
+class CompileOptions(Record):
+    """Which runtime builds, in which precision, for which batch."""
+
+    runtime: str = Field(description="one of the target's runtimes: onnxruntime, openvino")
+    precision: Literal["fp32", "bf16", "int8"] = Field(
+        default="fp32", description="what the graph holds (fp32, int8), or the runtime's hint for an fp32 graph (bf16)"
+    )
+    batch: int | None = Field(default=None, gt=0, description="images per query; null: the target's")
+    threads: int | None = Field(default=None, gt=0, description="null: the target's, else all usable cores")
+
+
+def compile_engine(options: CompileOptions, context: StageContext) -> StageResult:
+    """Build, load again as a user would, and refuse an engine that runs in another precision than it claims.
+
+    Raises InputError for what the target does not allow, StageError for an engine that is not what it should be.
+    """
+    from targets.facts import stable_facts
+    from targets.worker import Worker
+
+    target = context.target
+    _check_choice(options, target)
+    model = context.input / MODEL_FILE
+    batch, threads = options.batch or target.batch, options.threads or target.threads
+    with Worker(threads=threads) as worker:
+        context.tell(f"{options.runtime} builds for {options.precision}, batch {batch}", None)
+        engine, seconds = worker.build(
+            model, context.output, runtime=options.runtime, precision=options.precision, batch=batch, threads=threads
+        )
+        loaded = worker.load(context.output)
+        context.tell("looking at what runs", None)
+        products = worker.matrix_products()
+        facts = worker.facts()
+    _check_precision(options, products)
+    return StageResult(
+        facts={
+            "runtime": options.runtime,
+            "version": engine["version"],
+            "precision": options.precision,
+            "batch": batch,
+            "build_seconds": seconds,
+            "load_seconds": loaded.seconds,
+            "engine_bytes": sum(file["size_bytes"] for file in engine["files"].values()),
+            "matrix_products": products,
+            "in_force": loaded.facts,
+        },
+        bound_to={**stable_facts(facts), options.runtime: engine["version"]},
+    )
+
+
+def _check_choice(options: CompileOptions, target: TargetProfile) -> None:
+    """Raise InputError where the target has no such runtime, or not in this precision, or not on this machine."""
+    choices = [(choice, reason) for choice, reason in usable_runtimes(target) if choice.name == options.runtime]
+    if not choices:
+        known = ", ".join(choice.name for choice in target.runtimes)
+        raise InputError(f"target {target.name!r} has no runtime {options.runtime!r}; it has {known}")
+    fit = [reason for choice, reason in choices if options.precision in choice.precisions]
+    if not fit:
+        known = ", ".join(one for choice, _ in choices for one in choice.precisions)
+        raise InputError(
+            f"target {target.name!r} does not run {options.precision!r} with {options.runtime!r}; it runs {known}"
+        )
+    if fit[0] is not None:
+        raise InputError(f"runtime {options.runtime!r} in {options.precision!r} cannot be used here: {fit[0]}")
+
+
+def _check_precision(options: CompileOptions, products: dict[str, int]) -> None:
+    """Raise StageError where no product ran in the precision asked for, or some ran in integers that nobody asked for."""
+    ran = ", ".join(f"{count} in {precision}" for precision, count in sorted(products.items())) or "none"
+    if options.precision not in products:
+        raise StageError(
+            f"asked {options.runtime} for {options.precision}, but its matrix products ran otherwise ({ran}); "
+            "int8 needs a quantized graph (stage quantize)"
+        )
+    if options.precision != "int8" and "int8" in products:
+        raise StageError(f"asked {options.runtime} for {options.precision}, but the graph is quantized ({ran})")
+
+
+STAGE = Stage(
+    name="compile",
+    summary="build the engine of one runtime from the ONNX graph, bound to this machine",
+    consumes=Format.ONNX,
+    produces=Format.ENGINE,
+    options=CompileOptions,
+    run=compile_engine,
+    tools=("onnxruntime", "onnxruntime-gpu", "openvino"),
+    code=("targets/runtimes",),
+    target_bound=True,
+)

@@ -1,0 +1,124 @@
+"""One quantization by NNCF, in a process of its own: NNCF runs ONNX Runtime, which must not meet a computing torch.
+
+    python -m stages.quantize.calibrate JOB.json
+
+It leaves the quantized graph where the job says, complete or not at all, and its progress beside it. It ends when its
+standard input closes, that is, with whoever started it.
+"""
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.quantize.stage import Alpha
+from targets.preprocess import Preprocess, normalise
+from targets.record import Record
+
+INPUT = "images"
+
+
+class Job(Record):
+    """What to quantize, how, and where to."""
+
+    model: Path
+    output: Path
+    progress: Path
+    pixels: Path
+    """.npy, uint8 [N, H, W, 3]"""
+    preprocess: Preprocess
+    alpha: Alpha
+    symmetric: bool
+    keep_float: tuple[str, ...]
+    """names of nodes"""
+    bias_correction: bool
+    threads: int = 1
+
+
+def quantize_by_nncf(job: Job) -> None:
+    """Quantize one graph: all MatMuls and convolutions whose inputs NNCF's transformer scheme allows."""
+    import nncf
+    import onnx
+    from nncf.onnx.quantization.backend_parameters import BackendParameters
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        QuantizationParameters,
+    )
+
+    _limit_threads(job.threads)
+    pixels = np.load(job.pixels, mmap_mode="r")
+    passes = 2 if job.alpha != "off" else 1  # SmoothQuant looks at all images before the ranges are set
+    seen = 0
+    progress = job.progress.open("wb", buffering=0)
+
+    def feed(index: int) -> dict[str, NDArray[np.float32]]:
+        nonlocal seen
+        seen += 1
+        progress.seek(0)
+        progress.write(b"%.4f" % min(1.0, seen / (passes * len(pixels))))  # always as long, so never half written
+        return {INPUT: normalise(pixels[index : index + 1], job.preprocess)}
+
+    weights_beside = {BackendParameters.EXTERNAL_DATA_DIR: str(job.model.parent.absolute())}
+    quantized = nncf.quantize(
+        onnx.load(job.model, load_external_data=False),
+        nncf.Dataset(range(len(pixels)), feed),
+        preset=nncf.QuantizationPreset.PERFORMANCE if job.symmetric else nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(pixels),
+        fast_bias_correction=True,
+        ignored_scope=nncf.IgnoredScope(names=list(job.keep_float)) if job.keep_float else None,
+        advanced_parameters=AdvancedQuantizationParameters(
+            disable_bias_correction=not job.bias_correction,
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(
+                matmul=-1 if job.alpha == "off" else job.alpha,
+                convolution=-1,  # the patch embedding reads pixels, whose channels are alike
+            ),
+            # TensorRT knows no unsigned int8, which NNCF takes for what is never negative.
+            activations_quantization_params=QuantizationParameters(signedness_to_force=True) if job.symmetric else None,
+            backend_params=weights_beside,
+        ),
+    )
+    _strip(quantized)
+    unfinished = job.output.with_suffix(".part")
+    onnx.save(quantized, unfinished)
+    os.replace(unfinished, job.output)
+
+
+def _limit_threads(threads: int) -> None:
+    """Cap the threads of NNCF's sessions: several calibrations run at once, and NNCF 3.4 has no option for it."""
+    import onnxruntime
+
+    class Settings(onnxruntime.SessionOptions):  # type: ignore[misc] # follow_imports = skip
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = threads
+
+    onnxruntime.SessionOptions = Settings
+
+
+def _strip(model: Any) -> None:
+    """Remove notes of tools: nothing of this machine goes into the file."""
+    del model.metadata_props[:]
+    for holder in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+
+
+def _end_with_parent() -> None:
+    """End this process when its standard input closes."""
+
+    def wait() -> None:
+        os.read(0, 1)  # not sys.stdin, whose lock would abort the interpreter at its end
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    quantize_by_nncf(Job.model_validate_json(Path(sys.argv[1]).read_bytes()))

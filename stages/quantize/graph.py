@@ -1,0 +1,59 @@
+"""What the stage must know about a graph before and after quantization. Reads structure only, never weights."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import onnx
+
+from targets.errors import InputError
+
+WEIGHTED = ("MatMul", "Gemm", "Conv")
+"""operators that multiply matrices: what int8 makes faster"""
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
+
+
+def read_graph(path: Path) -> onnx.GraphProto:
+    """Read a graph's structure; weights that lie beside it stay there. Raises InputError."""
+    try:
+        return onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's own exception, which has no public name
+        raise InputError(f"{str(path)!r} is not a readable ONNX graph; export it again") from error
+
+
+def check_can_be_quantized(graph: onnx.GraphProto) -> None:
+    """Raise InputError for a graph that is quantized already, or whose batch is fixed above 1."""
+    found = sorted({node.op_type for node in graph.node if node.op_type in QUANTIZED})
+    if found:
+        raise InputError(f"the graph is quantized already (it holds {', '.join(found)}); start from the export step")
+    batch = graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.dim_value > 1:
+        raise InputError(
+            f"the graph's batch is fixed at {batch.dim_value}, but ranges are taken image by image; "
+            "export it with batch 'dynamic', which compile fixes"
+        )
+
+
+def match_nodes(graph: onnx.GraphProto, patterns: Sequence[str]) -> list[str]:
+    """Names of the nodes that a pattern fits, in graph order; raises InputError for a pattern that fits none."""
+    names = [node.name for node in graph.node]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = [node.name for node in graph.node if node.op_type in WEIGHTED][:4]
+            raise InputError(f"keep_float {pattern!r} fits no node; nodes are named like {', '.join(shown)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def count_quantized(graph: onnx.GraphProto) -> tuple[int, int]:
+    """How many matrix products have int8 on both sides, and how many there are."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    products = [node for node in graph.node if node.op_type in WEIGHTED]
+    return sum(all(_is_int8(name, made_by) for name in node.input[:2]) for node in products), len(products)
+
+
+def _is_int8(name: str, made_by: dict[str, onnx.NodeProto]) -> bool:
+    """Does a tensor come from a DequantizeLinear, perhaps through operators that only move values?"""
+    node = made_by.get(name)
+    while node is not None and node.op_type in ("Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze"):
+        node = made_by.get(node.input[0])
+    return node is not None and node.op_type == "DequantizeLinear"
