@@ -60,6 +60,11 @@ def torch_answers(
     return np.concatenate(found)
 
 
+def prefixed(tell: Tell, what: str) -> Tell:
+    """Tell the same, beginning with what it is about."""
+    return lambda message, share: tell(f"{what}: {message}", share)
+
+
 def likeness(reference: "Floats", answers: "Floats", *, has_head: bool) -> float:
     """Share of images with the same top-1 answer, or the mean cosine of features. Both [N, C] or [N, D]."""
     if has_head:

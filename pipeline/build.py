@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.answers import Tell, engine_answers, likeness, torch_answers
+from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_answers
 from pipeline.choose import Choice, choose
 from pipeline.events import Event, Watcher, ignore
 from pipeline.keys import code_digest
@@ -181,9 +181,7 @@ class _TargetBuild:
             )
             kept = self.runner.store.get_record("agreement", key)
             if kept is None:
-                kept = self._agreement(
-                    artifact, reference, lambda message, share, step=step: tell(f"{step.title}: {message}", share)
-                )  # type: ignore[misc]
+                kept = self._agreement(artifact, reference, prefixed(tell, step.title))
                 self.runner.store.put_record("agreement", key, kept)
             found[step.key] = (kept["agreement"], kept["top1"])
         return found
@@ -215,7 +213,7 @@ class _TargetBuild:
                 code_digest(("pipeline/choose.py", *MEASURING_CODE)),
             ]
         )
-        kept = self._kept("choice", key, Choice)
+        kept: Choice | None = self._kept("choice", key, Choice)
         if kept is not None:
             return kept
         made = choose(
@@ -311,7 +309,7 @@ class _TargetBuild:
 
         runner = self.runner
         runner.position += 1
-        place = {
+        place: dict[str, Any] = {
             "target": runner.target,
             "step": title,
             "index": runner.position,

@@ -25,9 +25,7 @@ def write_plain_bundle(folder: Path, *, engine: "Artifact", graph: "Artifact", s
     _write(folder, engine=engine, graph=graph, spec_folder=spec_folder, card={})
 
 
-def _write(
-    folder: Path, *, engine: "Artifact", graph: "Artifact", spec_folder: Path, card: dict[str, Any]
-) -> None:
+def _write(folder: Path, *, engine: "Artifact", graph: "Artifact", spec_folder: Path, card: dict[str, Any]) -> None:
     spec = ViTSpec.model_validate_json((spec_folder / SPEC_FILE).read_text())
     labels_file = spec_folder / "labels.json"
     write_bundle(

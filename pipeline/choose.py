@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.answers import Tell, engine_answers, likeness
+from pipeline.answers import Tell, engine_answers, likeness, prefixed
 from pipeline.plan import Candidate
 from pipeline.report.record import CandidateRow
 from targets.errors import StageError
@@ -48,9 +48,7 @@ def choose(
     """
     agreements = {}
     for name, folder in engines.items():
-        answers = engine_answers(
-            folder, pixels, spec.preprocess, tell=lambda message, share, name=name: tell(f"{name}: {message}", share)
-        )  # type: ignore[misc]
+        answers = engine_answers(folder, pixels, spec.preprocess, tell=prefixed(tell, name))
         agreements[name] = likeness(reference, answers, has_head=bool(spec.classes))
     if len(candidates) == 1:
         ((name, only),) = candidates.items()
@@ -73,7 +71,7 @@ def _by_speed(
     import numpy as np
 
     from targets.measure.latency import EngineUnderTest, compare
-    from targets.measure.percentiles import paired_ratio, p50_of
+    from targets.measure.percentiles import p50_of, paired_ratio
     from targets.preprocess import normalise
 
     batch = next(iter(candidates.values())).batch
@@ -91,9 +89,8 @@ def _by_speed(
     best = max(agreements.values())
     fit = [name for name in candidates if agreements[name] >= best - AGREEMENT_SLACK]
     if not fit:
-        raise StageError(
-            f"no candidate gives finite answers: {', '.join(f'{name} {share:.1%}' for name, share in agreements.items())}"
-        )
+        told = ", ".join(f"{name} {share:.1%}" for name, share in agreements.items())
+        raise StageError(f"no candidate gives finite answers: {told}")
     winner = fit[0]
     for name in fit[1:]:
         _, (_, high) = paired_ratio(measured[name], measured[winner])

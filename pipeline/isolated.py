@@ -102,7 +102,7 @@ def _run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     from stages.catalog import get_stage
 
     def tell(message: str, share: float | None) -> None:
-        print(PROGRESS + json.dumps([message, share]), file=progress, flush=True)  # noqa: T201 - the protocol
+        print(PROGRESS + json.dumps([message, share]), file=progress, flush=True)
 
     progress = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print goes to stderr

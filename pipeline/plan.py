@@ -156,7 +156,7 @@ class Planner:
         return last
 
     def continue_with(self, start: PlannedStep, *, only: Format | None = None) -> PlannedStep:
-        """Apply the recipe's steps to a model; `only` keeps those that consume this format, plus the export before them."""
+        """Apply the recipe's steps to a model; `only` keeps those that consume this format, and the export."""
         last = start
         for step in self.recipe.steps:
             stage = get_stage(step.stage)

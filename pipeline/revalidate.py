@@ -34,13 +34,20 @@ def revalidate(
         raise InputError(f"level must be quick or full, got {level!r}")
     manifest_file = bundle / "manifest.json"
     if not manifest_file.is_file():
-        raise InputError(f"{str(bundle)!r} is not a bundle: it has no manifest.json; give the folder that `vitrim build` wrote")
+        raise InputError(
+            f"{str(bundle)!r} is not a bundle: it has no manifest.json; give the folder that `vitrim build` wrote"
+        )
     problems = verify_bundle(bundle)
     if problems:
         raise StageError(f"the bundle {str(bundle)!r} is damaged: {'; '.join(problems[:3])}; build it again")
     preprocess = Preprocess.model_validate_json((bundle / "preprocessing.json").read_text())
     manifest = json.loads(manifest_file.read_text())
-    told: dict[str, Any] = {"bundle": str(bundle), "files": "complete", "runtime": manifest["runtime"], "precision": manifest["precision"]}
+    told: dict[str, Any] = {
+        "bundle": str(bundle),
+        "files": "complete",
+        "runtime": manifest["runtime"],
+        "precision": manifest["precision"],
+    }
     source = _source(recipe, images, labels)
     with TemporaryDirectory(prefix="vitrim-validate-") as folder:
         evaluate = open_images(source, Role.EVALUATE, index_cache=None) if source else None
@@ -54,7 +61,7 @@ def _source(recipe: Path | None, images: Path | None, labels: Path | None) -> Da
     if recipe is not None:
         from pipeline.recipe import load_recipe
 
-        found = load_recipe(recipe).images().get(Role.EVALUATE)
+        found: DataSource | None = load_recipe(recipe).images().get(Role.EVALUATE)
         if found is None:
             raise InputError(f"the recipe {str(recipe)!r} has no data.evaluate; add it, or use --images")
         return found
@@ -81,7 +88,9 @@ def _latency(
     else:
         random = np.random.default_rng(0)
         pixels = random.integers(0, 256, (count, preprocess.height, preprocess.width, 3), dtype=np.uint8)
-    comparison = compare({"engine": EngineUnderTest(folder=engine, batch=batch)}, normalise(pixels, preprocess), level=level)
+    comparison = compare(
+        {"engine": EngineUnderTest(folder=engine, batch=batch)}, normalise(pixels, preprocess), level=level
+    )
     found = figures(comparison.measurements["engine"])
     return {
         "batch": batch,
@@ -96,7 +105,9 @@ def _latency(
 
 
 def _accuracy(bundle: Path, preprocess: Preprocess, images: ImageSet, folder: Path) -> dict[str, Any]:
-    answers = engine_answers(bundle / "engine", images.pixels_file(preprocess, folder), preprocess, tell=lambda message, share: None)
+    answers = engine_answers(
+        bundle / "engine", images.pixels_file(preprocess, folder), preprocess, tell=lambda message, share: None
+    )
     if images.labels is None:
         return {"images": len(images), "accuracy": "not measured: the images have no labels"}
     check_labels(images, answers.shape[1])

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.keys import ROOT
 
 FOLDER = ROOT / "docs" / "schemas"
@@ -20,7 +22,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     from targets.measure.measurement import Comparison
     from targets.profile import TargetProfile
 
-    records = {
+    records: dict[str, type[BaseModel]] = {
         "target": TargetProfile,
         "vit": ViTSpec,
         "artifact": Manifest,

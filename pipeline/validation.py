@@ -1,8 +1,8 @@
 """Validation: what was measured of a finished engine, and the measuring itself.
 
-Three engines are compared: the baseline (unpruned source, fp32, the profile's first runtime), the unpruned source in the
-engine's own runtime and precision, and the engine. A validation is kept, and taken over by `build` when the same engines
-meet the same images in the same conditions; `validate` always measures anew.
+Three engines are compared: the baseline (unpruned source, fp32, the profile's first runtime), the unpruned source in
+the engine's own runtime and precision, and the engine. A validation is kept, and taken over by `build` when the same
+engines meet the same images in the same conditions; `validate` always measures anew.
 """
 
 import shlex
@@ -226,11 +226,11 @@ def _zero_shot(subject: Subject, features: "Floats") -> "Floats":
         raise InputError(
             "metric 'zero_shot' needs measure.text_embeddings: a .npy or .safetensors file [classes, width]"
         )
-    return zero_shot_logits(features, load_text_embeddings(subject.measure.text_embeddings))
+    return zero_shot_logits(features, load_text_embeddings(Path(subject.measure.text_embeddings)))
 
 
 def _by_command(subject: Subject) -> Accuracy:
-    """Run the user's command on a bundle of the baseline and of the engine; it prints JSON with `value` and `images`."""
+    """Run the user's command on bundles of the baseline and the engine; it prints JSON with `value` and `images`."""
     import json
 
     from pipeline.statistics import compare_totals
@@ -252,8 +252,9 @@ def _by_command(subject: Subject) -> Accuracy:
             told[role] = json.loads(done.stdout.strip().splitlines()[-1])
             float(told[role]["value"]), int(told[role]["images"])
         except (ValueError, KeyError, IndexError, TypeError) as error:
+            wanted = '{"value": 0..1, "images": N, "name": ...}'
             raise StageError(
-                f'the metric command must print {{"value": 0..1, "images": N, "name": ...}} as its last line, got {done.stdout.strip()[-200:]!r}'
+                f"the metric command must print {wanted} as its last line, got {done.stdout.strip()[-200:]!r}"
             ) from error
     return compare_totals(
         str(told["engine"].get("name", "command")),

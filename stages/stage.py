@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from targets.profile import TargetProfile
 
 
-O = TypeVar("O", bound=Record)
+OptionsT = TypeVar("OptionsT", bound=Record)
 
 
 class Role(StrEnum):
@@ -65,7 +65,7 @@ class StageContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage(Generic[O]):
+class Stage(Generic[OptionsT]):
     """One kind of work on a model. Each folder of `stages/` has one, called STAGE, in its light `stage.py`."""
 
     name: str
@@ -73,11 +73,11 @@ class Stage(Generic[O]):
     """one line for `vitrim stages`"""
     consumes: Format
     produces: Format
-    options: type[O]
-    run: Callable[[O, StageContext], StageResult]
-    roles: Callable[[O], tuple[Role, ...]] = lambda options: ()
+    options: type[OptionsT]
+    run: Callable[[OptionsT, StageContext], StageResult]
+    roles: Callable[[OptionsT], tuple[Role, ...]] = lambda options: ()
     """the images it reads, given its options"""
-    reads: Callable[[O], Mapping[str, Path]] = lambda options: {}
+    reads: Callable[[OptionsT], Mapping[str, Path]] = lambda options: {}
     """files named by the options, whose content decides the result: {purpose: path}"""
     tools: tuple[str, ...] = ()
     """distributions whose versions decide the result"""

@@ -121,7 +121,7 @@ def register(app: typer.Typer) -> None:
 def _load(path: Path, targets: list[str] | None, overrides: list[str] | None) -> "Recipe":
     from pipeline.recipe import load_recipe
 
-    recipe = load_recipe(path, overrides=tuple(overrides or ()))
+    recipe: Recipe = load_recipe(path, overrides=tuple(overrides or ()))
     return recipe.replace(targets=tuple(targets)) if targets else recipe
 
 

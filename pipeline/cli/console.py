@@ -50,7 +50,7 @@ class PlainLines:
         if text:
             self._last = time.monotonic()
             stream = sys.stderr if event.kind == "warning" else sys.stdout
-            print(text, file=stream, flush=True)  # noqa: T201
+            print(text, file=stream, flush=True)
 
     def __enter__(self) -> "PlainLines":
         """Nothing to set up."""

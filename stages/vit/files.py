@@ -40,12 +40,16 @@ def save_model(
     if labels is not None and len(labels) != spec.classes:
         raise InputError(f"{len(labels)} labels for {spec.classes} classes; give one label per class")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SPEC_FILE).write_text(json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / SPEC_FILE).write_text(
+        json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     tensors = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}
     save_file(tensors, folder / WEIGHTS_FILE)
     shutil.copyfile(model_file.__file__, folder / CODE_FILE)
     if labels is not None:
-        (folder / LABELS_FILE).write_text(json.dumps(list(labels), indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / LABELS_FILE).write_text(
+            json.dumps(list(labels), indent=0, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def load_model(folder: Path) -> ViT:

@@ -1,4 +1,4 @@
-"""Every stage and target has its page; pages and code name the same things; nothing of a machine is in the repository."""
+"""Every stage and target has its page, pages and code name the same things, files stay small."""
 
 import re
 import subprocess

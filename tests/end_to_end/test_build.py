@@ -45,8 +45,9 @@ def test_a_recipe_becomes_an_engine_a_report_and_a_bundle(recipe: Path, vitrim: 
 def _bundle_classifies_without_torch(bundle: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.new("RGB", (20, 20), "white").save(picture)
-    blocked = "import sys; sys.modules['torch'] = None; sys.modules['timm'] = None; sys.argv = ['run.py', sys.argv[1], '--json'];"
-    code = f"{blocked} import runpy; runpy.run_path({str(bundle / 'run.py')!r}, run_name='__main__')"
+    blocked = "import sys, runpy; sys.modules['torch'] = sys.modules['timm'] = None"
+    arguments = "sys.argv = ['run.py', sys.argv[1], '--json']"
+    code = f"{blocked}; {arguments}; runpy.run_path({str(bundle / 'run.py')!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(picture)], capture_output=True, text=True, cwd="/", check=False
     )

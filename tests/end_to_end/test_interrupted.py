@@ -87,12 +87,28 @@ def _kill_after(seconds: float, recipe: Path, output: Path, store: str) -> None:
 
 def _lasting(report: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on how fast the machine was or on when it ran."""
-    timed = ("created_at", "latency_ms", "throughput_ips", "memory_bytes", "conditions", "operators", "other_batches", "reused", "verdict")
+    timed = (
+        "created_at",
+        "latency_ms",
+        "throughput_ips",
+        "memory_bytes",
+        "conditions",
+        "operators",
+        "other_batches",
+        "reused",
+        "verdict",
+    )
     kept = {name: value for name, value in report.items() if name not in timed}
     kept["status"] = report["verdict"]["status"]
-    kept["reproduce"] = {name: value for name, value in report["reproduce"].items() if name not in ("command", "engine_sha256")}
+    kept["reproduce"] = {
+        name: value for name, value in report["reproduce"].items() if name not in ("command", "engine_sha256")
+    }
     kept["stages"] = [
-        {name: row[name] for name in ("name", "key", "params", "macs", "bytes", "agreement", "top1")} for row in report["stages"]
+        {name: row[name] for name in ("name", "key", "params", "macs", "bytes", "agreement", "top1")}
+        for row in report["stages"]
     ]
-    kept["candidates"] = [{name: row[name] for name in ("runtime", "precision", "agreement", "bytes", "chosen")} for row in report["candidates"]]
+    kept["candidates"] = [
+        {name: row[name] for name in ("runtime", "precision", "agreement", "bytes", "chosen")}
+        for row in report["candidates"]
+    ]
     return kept
