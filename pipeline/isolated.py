@@ -2,7 +2,8 @@
 
     python -m pipeline.isolated JOB.json
 
-Parent and child speak through the job file, progress lines (JSON) on the child's stdout, and a result file.
+Parent and child speak through the job file, progress lines (JSON) on the child's stdout, and a result file. The child
+ends when its stdin closes, so that it does not outlive a parent that was killed.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +36,7 @@ def run_isolated(
     with TemporaryDirectory(prefix="vitrim-job-") as folder:
         job = Path(folder, "job.json")
         answer = Path(folder, "answer.json")
+        said = Path(folder, "stderr.txt")
         job.write_text(
             json.dumps(
                 {
@@ -51,29 +54,30 @@ def run_isolated(
                 }
             )
         )
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.isolated", str(job)],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with said.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.isolated", str(job)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith(PROGRESS):
                     message, share = json.loads(line.removeprefix(PROGRESS))
                     context.tell(message, share)
-            _, trouble = process.communicate()
+            process.wait()
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.communicate()
         if not answer.exists():
             raise errors.StageError(
-                f"{stage}: its process ended with {_ending(process.returncode)}{_last_lines(trouble)}"
+                f"{stage}: its process ended with {_ending(process.returncode)}{_last_lines(said)}"
             )
         told = json.loads(answer.read_text())
     if "error" in told:
@@ -93,8 +97,8 @@ def _ending(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _last_lines(text: str, count: int = 8) -> str:
-    lines = [line for line in text.splitlines() if line.strip()][-count:]
+def _last_lines(file: Path, count: int = 8) -> str:
+    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()][-count:]
     return "; it said last:\n  " + "\n  ".join(lines) if lines else ""
 
 
@@ -125,8 +129,15 @@ def _run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"facts": dict(result.facts), "bound_to": dict(result.bound_to)}
 
 
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # not sys.stdin: its lock would be held while the interpreter ends
+        pass
+    os._exit(1)
+
+
 def main() -> None:
     """Entry of the child process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job = json.loads(Path(sys.argv[1]).read_text())
     try:
         told = _run_job(job)

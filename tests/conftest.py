@@ -21,3 +21,20 @@ def assets() -> Path:
     if not (folder / "vit_tiny_patch16_224").is_dir():
         pytest.skip(f"no assets at {folder}: set VITRIM_ASSETS to a folder with real weights and images")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with a table of what was skipped and why."""
+    reasons: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
+    terminalreporter.section("skipped, and why")
+    if not reasons:
+        terminalreporter.write_line("nothing was skipped")
+    for reason, tests in sorted(reasons.items()):
+        terminalreporter.write_line(f"{len(tests):4}  {reason}")
+        for test in sorted(tests)[:5]:
+            terminalreporter.write_line(f"        {test}")
+        if len(tests) > 5:
+            terminalreporter.write_line(f"        and {len(tests) - 5} more")
