@@ -1,0 +1,165 @@
+"""The plan: which steps lead to which engine, what they share, and what each key depends on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.build import plan_recipe
+from pipeline.plan import Plan, graph_precision
+from pipeline.recipe import load_recipe
+from pipeline.store import Store
+from targets.errors import InputError
+from targets.profile import PROFILES
+
+RECIPE = """\
+vitrim: 1
+name: planned
+model: {timm: vit_tiny_patch16_224, pretrained: false, image_size: 16, classes: 10, arguments: {patch_size: 8}}
+data:
+  fit: {dataset: digits, share: [0, 0.2]}
+  train: {dataset: digits, share: [0, 0.2]}
+  select: {dataset: digits, share: [0.2, 0.4]}
+  evaluate: {dataset: digits, share: [0.4, 1]}
+steps:
+  - finetune: {epochs: 1}
+  - prune_mlp: {keep: 0.5}
+  - distill: {images_seen: 64}
+  - export
+  - quantize
+"""
+
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Planned:
+    """planned("steps.prune_mlp.keep=0.25", text=RECIPE): the plan of a recipe with overrides."""
+
+    def plan(*overrides: str, text: str = RECIPE) -> Plan:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return plan_recipe(load_recipe(path, overrides=overrides), Store(tmp_path / "store"))
+
+    return plan
+
+
+def own_target(folder: Path, name: str, **changes: object) -> Path:
+    facts = yaml.safe_load((PROFILES / "cpu.yaml").read_text())
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**facts, "name": name, **changes}))
+    return path
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    winner = plan.targets[0].candidates[0].engine
+    return {step.stage: step.key for step in winner.line()}
+
+
+def test_the_engine_goes_through_every_step_in_order(planned: Planned) -> None:
+    line = [step.stage for step in planned().targets[0].candidates[0].engine.line()]
+
+    assert line == ["source", "finetune", "prune_mlp", "distill", "export", "quantize", "compile"]
+
+
+def test_the_unpruned_counterpart_is_quantized_alike_but_not_pruned(planned: Planned) -> None:
+    plan = planned()
+    unpruned = plan.targets[0].candidates[0].unpruned.line()
+
+    assert [step.stage for step in unpruned] == ["source", "finetune", "export", "quantize", "compile"]
+    assert unpruned[3].options == plan.targets[0].candidates[0].engine.line()[5].options
+
+
+def test_the_baseline_is_the_fp32_source_on_the_first_runtime(planned: Planned) -> None:
+    target = planned().targets[0]
+    baseline = target.baselines[1]
+
+    assert [step.stage for step in baseline.line()] == ["source", "finetune", "export", "compile"]
+    assert (baseline.options.runtime, baseline.options.precision) == ("onnxruntime", "fp32")  # type: ignore[attr-defined]
+
+
+def test_without_pruning_engine_and_unpruned_are_one_step(planned: Planned) -> None:
+    candidate = planned(text=RECIPE.split("steps:")[0] + "steps: [export]\n").targets[0].candidates[0]
+
+    assert candidate.engine.key == candidate.unpruned.key
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ("model.classes=11", "source"),
+        ("steps.finetune.lr=0.01", "finetune"),
+        ("steps.prune_mlp.keep=0.25", "prune_mlp"),
+        ("steps.distill.lr=0.01", "distill"),
+        ("steps.quantize.images=17", "quantize"),
+    ],
+)
+def test_a_changed_option_changes_the_keys_from_its_step_on(planned: Planned, change: str, first: str) -> None:
+    before, after = keys(planned()), keys(planned(change))
+    order = list(before)
+
+    assert [name for name in order if before[name] != after[name]] == order[order.index(first) :]
+
+
+def test_images_to_evaluate_on_decide_no_key(planned: Planned) -> None:
+    assert keys(planned("data.evaluate.share=[0.5, 1]")) == keys(planned())
+
+
+def test_images_decide_the_keys_of_the_steps_that_read_them(planned: Planned) -> None:
+    before, after = keys(planned()), keys(planned("data.fit.share=[0, 0.1]"))
+
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"prune_mlp", "distill", "export", "quantize", "compile"}
+
+
+def test_two_targets_share_everything_but_their_engines(planned: Planned, tmp_path: Path) -> None:
+    other = own_target(tmp_path, "mine", batch=4)
+    plan = planned(f"targets=[cpu, {other}]")
+    one, two = ([step.key for step in target.candidates[0].engine.line()] for target in plan.targets)
+
+    assert one[:-1] == two[:-1]
+    assert one[-1] != two[-1]
+
+
+def test_further_batch_sizes_have_their_own_engines(planned: Planned) -> None:
+    target = planned("measure.batches=[1, 8]").targets[0]
+
+    assert set(target.baselines) == {1, 8}
+    assert set(target.other_batches) == {8}
+    assert {one.batch for one in target.other_batches[8]} == {8}
+
+
+def test_only_runtimes_that_the_recipe_names_are_tried(planned: Planned) -> None:
+    target = planned("runtimes=[onnxruntime]").targets[0]
+
+    assert {one.runtime for one in target.candidates} == {"onnxruntime"}
+    assert ("openvino", "not among the recipe's runtimes") in target.passed_over
+
+
+def test_a_runtime_that_the_target_does_not_have_is_refused(planned: Planned) -> None:
+    with pytest.raises(InputError, match="has no runtime 'coreml'; it has onnxruntime, openvino"):
+        planned("runtimes=[coreml]")
+
+
+def test_a_target_of_another_architecture_cannot_be_built_here(planned: Planned, tmp_path: Path) -> None:
+    board = {"kind": "cpu", "description": "another one", "architecture": "aarch64"}
+    if planned().targets[0].facts["architecture"] == "aarch64":
+        board["architecture"] = "x86_64"
+    other = own_target(tmp_path, "other", board=board)
+
+    with pytest.raises(InputError, match=r"'other' cannot be built here: .*the target is (aarch64|x86_64)"):
+        planned(f"targets=[{other}]")
+
+
+def test_planning_writes_nothing_but_the_index_of_images(planned: Planned, tmp_path: Path) -> None:
+    planned()
+
+    assert {path.name for path in (tmp_path / "store").glob("*")} <= {"images.index"}
+
+
+def test_the_precision_of_a_graph_is_that_of_its_last_quantize_step(planned: Planned) -> None:
+    target = planned().targets[0]
+
+    assert graph_precision(target.candidates[0].engine) == "int8"
+    assert graph_precision(target.baselines[1]) == "fp32"
