@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import JsonOption, SetOption, StoreOption, TargetOption, open_store
+from pipeline.cli.options import CheckpointOption, JsonOption, SetOption, StoreOption, TargetOption, open_store
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
-RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False, metavar="RECIPE")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Where reports and bundles go.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit 1 also when undecided or not measured.")]
 
@@ -20,6 +20,7 @@ def build(
     recipe: RecipeArgument,
     target: TargetOption = None,
     set_: SetOption = None,
+    checkpoint: CheckpointOption = None,
     output: OutputOption = Path("out"),
     store: StoreOption = None,
     resume: Annotated[
@@ -33,11 +34,12 @@ def build(
 
     Finished steps are kept in the store: after an interruption the same command goes on where it stopped.
     """
-    loaded = _load(recipe, target, set_)
+    overrides = _overrides(set_, checkpoint)
+    loaded = _load(recipe, target, overrides)
     if dry_run:
         _show_plan(loaded, store, as_json=as_json)
         return
-    command = _command(recipe, target, set_)
+    command = _command(recipe, target, overrides)
     _build(loaded, output=output, store=store, resume=resume, strict=strict, as_json=as_json, command=command)
 
 
@@ -45,6 +47,7 @@ def plan(
     recipe: RecipeArgument,
     target: TargetOption = None,
     set_: SetOption = None,
+    checkpoint: CheckpointOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,11 +55,13 @@ def plan(
 
     Each with its key, and whether it is finished already.
     """
-    _show_plan(_load(recipe, target, set_), store, as_json=as_json)
+    _show_plan(_load(recipe, target, _overrides(set_, checkpoint)), store, as_json=as_json)
 
 
 def validate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle that `vitrim build` wrote.", show_default=False)],
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle that `vitrim build` wrote.", show_default=False, metavar="BUNDLE")
+    ],
     recipe: Annotated[Path | None, typer.Option(help="Take evaluation images and metric from this recipe.")] = None,
     images: Annotated[Path | None, typer.Option(help="Evaluation images: a folder or a zip.")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV with the columns file,label.")] = None,
@@ -97,7 +102,7 @@ def demo(
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    path: Annotated[Path, typer.Argument(help="The recipe to write.", metavar="RECIPE")] = Path("recipe.yaml"),
     model: Annotated[str, typer.Option(help="timm name of the model.")] = "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     images: Annotated[Path, typer.Option(help="Folder or zip of images for calibration and distillation.")] = Path(
         "images"
@@ -116,6 +121,10 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     for command in (build, plan, validate, init, demo):
         app.command()(command)
+
+
+def _overrides(pairs: list[str] | None, checkpoint: Path | None) -> list[str]:
+    return [*(pairs or ()), *([f"model.checkpoint={json.dumps(str(checkpoint))}"] if checkpoint else ())]
 
 
 def _load(path: Path, targets: list[str] | None, overrides: list[str] | None) -> "Recipe":

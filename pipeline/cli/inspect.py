@@ -32,7 +32,9 @@ def list_targets(as_json: JsonOption = False) -> None:
 
 
 @targets.command()
-def show(name: Annotated[str, typer.Argument(help="A target's name or the path of your own YAML file.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A target's name or the path of your own YAML file.", metavar="TARGET")],
+) -> None:
     """Print what is in force for a target, defaults written out (YAML)."""
     import yaml
 
@@ -49,27 +51,45 @@ def probe() -> None:
     typer.echo(json.dumps(look(), indent=2, sort_keys=True))
 
 
-def stages(as_json: JsonOption = False) -> None:
-    """List the stages with their options."""
+def stages(
+    name: Annotated[str | None, typer.Argument(help="Show the options of this stage.", metavar="[STAGE]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the stages, or the options of one."""
     from rich.console import Console
-    from rich.markup import escape
+    from rich.table import Table
 
     from stages.catalog import CATALOG, get_stage
 
-    known = [get_stage(name) for name in CATALOG]
+    known = [get_stage(one) for one in ([name] if name else CATALOG)]
     if as_json:
         told = {one.name: {"summary": one.summary, "options": one.options.model_json_schema()} for one in known}
         typer.echo(json.dumps(told, indent=2))
         return
     console = Console()
-    for stage in known:
-        console.print(
-            f"[bold]{stage.name}[/bold]  [dim]{stage.consumes} → {stage.produces}[/dim]\n  {escape(stage.summary)}"
-        )
-        for name, field in stage.options.model_fields.items():
-            default = "required" if field.is_required() else field.get_default(call_default_factory=True)
-            text = f"    {name} = {default}" + (f"   {field.description}" if field.description else "")
-            console.print(escape(text), style="dim", highlight=False)
+    if name is None:
+        table = Table("stage", "from", "to", "what it does", box=None, pad_edge=False)
+        for stage in known:
+            table.add_row(stage.name, stage.consumes, stage.produces, stage.summary)
+        console.print(table)
+        console.print("\n`vitrim stages STAGE` shows its options", markup=False, highlight=False)
+        return
+    (stage,) = known
+    console.print(f"{stage.name}: {stage.summary}\n", markup=False, highlight=False)
+    table = Table("option", "default", "what it is", box=None, pad_edge=False)
+    for option, field in stage.options.model_fields.items():
+        default = "required" if field.is_required() else _spelled(field.get_default(call_default_factory=True))
+        table.add_row(option, default, field.description or "")
+    console.print(table)
+
+
+def _spelled(value: object) -> str:
+    """A default as a recipe would say it."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_spelled, value)) + "]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def doctor(
@@ -103,7 +123,9 @@ def doctor(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that `vitrim build` wrote, or a report.json.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that `vitrim build` wrote, or a report.json.", metavar="DIR")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show a finished report again.

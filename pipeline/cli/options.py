@@ -22,6 +22,12 @@ TargetOption = Annotated[
 ]
 
 
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Take the model's weights from this file instead of the hub (model.checkpoint)."),
+]
+
+
 def open_store(root: Path | None):  # type: ignore[no-untyped-def]  # keeps pydantic out of --help
     """Open the store that the option names, else the default one."""
     from pipeline.store import Store, default_store_root
