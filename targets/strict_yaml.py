@@ -68,14 +68,14 @@ def validate(model: type[M], data: dict[str, Any], *, origin: str) -> M:
 def _problem(model: type[BaseModel], kind: str, place: tuple[int | str, ...], message: str, given: object) -> str:
     where = ".".join(str(part) for part in place) or "all of it"
     if kind == "extra_forbidden":
-        return f"{where}: unknown key; {suggest(str(place[-1]), _known_keys(model, place[:-1]))}"
+        return f"{where}: unknown key; {suggest(str(place[-1]), known_keys(model, place[:-1]))}"
     if kind == "missing":
         return f"{where}: is missing"
     text = message[0].lower() + message[1:]
     return f"{where}: {text}" if isinstance(given, dict) else f"{where}: {text}, got {given!r}"
 
 
-def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+def known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """Names of the fields at a place; none where the type there cannot be told."""
     for part in place:
         if isinstance(part, int):  # an element of the tuple whose type is already resolved

@@ -70,8 +70,12 @@ class Recipe(Record):
     model: SourceOptions
     data: Data = Data()
     steps: tuple[Step, ...] = ()
-    targets: tuple[str, ...] = Field(default=("cpu",), min_length=1, description="names, or paths of your own YAML files")
-    runtimes: tuple[str, ...] | None = Field(default=None, min_length=1, description="only these of a target's runtimes")
+    targets: tuple[str, ...] = Field(
+        default=("cpu",), min_length=1, description="names, or paths of your own YAML files"
+    )
+    runtimes: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="only these of a target's runtimes"
+    )
     budget: Budget = Field(default=Budget(), description="each key replaces that of the target")
     measure: Measure = Measure()
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -1,7 +1,7 @@
 """YAML text → plain data with line numbers: safe, bounded, no key twice.
 
-Scalars follow YAML 1.2, so that they mean what they look like: `no` is a word, `12:30` is a text, `1e3` is a number. (PyYAML's
-YAML 1.1 makes them False, 750 and a text.)
+Scalars follow YAML 1.2, so that they mean what they look like: `no` is a word, `12:30` is a text, `1e3` is a number.
+(PyYAML's YAML 1.1 makes them False, 750 and a text.)
 """
 
 import re
@@ -39,7 +39,7 @@ for _kind, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Loader.add_implicit_resolver(TAG + _kind, re.compile(rf"^(?:{_pattern})$"), _first)  # type: ignore[no-untyped-call]
+    _Loader.add_implicit_resolver(TAG + _kind, re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 @dataclass
