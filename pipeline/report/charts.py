@@ -88,10 +88,10 @@ class Axis:
         return 100 * _within_unit((value - self.low) / (self.high - self.low))
 
     def ticks(self) -> Iterator[float]:
-        """Four to eight round numbers."""
-        rough = (self.high - self.low) / 5
-        power = 10 ** math.floor(math.log10(rough))
-        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.75)
+        """Three to eight round numbers."""
+        finest = (self.high - self.low) / 7
+        power = 10 ** math.floor(math.log10(finest))
+        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= finest)
         value = math.ceil(self.low / step - 1e-9) * step
         while value <= self.high + 1e-9 * step:
             yield round(value, 10)
@@ -171,7 +171,9 @@ def blocks(changes: Sequence[Change], label: str) -> Markup:
 
 def _bars(one: LatencyFigures) -> list[tuple[float, float, int]]:
     """Histogram as (left, right, count) with at most MOST_BARS bars; the last is as wide as the one before."""
-    together = math.ceil(len(one.histogram) / MOST_BARS) or 1
+    if not any(count for _, count in one.histogram):
+        return []
+    together = math.ceil(len(one.histogram) / MOST_BARS)
     lefts = [left for left, _ in one.histogram[::together]]
     counts = [
         sum(count for _, count in one.histogram[start : start + together])

@@ -88,7 +88,7 @@ def test_bars_that_are_put_together_keep_their_place_and_number():
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 @settings(deadline=None)
-def test_an_axis_has_four_to_eight_round_ticks(low, length):
+def test_an_axis_has_three_to_eight_round_ticks(low, length):
     axis = charts.Axis(low, low + length)
     ticks = list(axis.ticks())
 
