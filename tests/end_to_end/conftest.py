@@ -23,7 +23,7 @@ data:
   select: {dataset: digits, share: [0.3, 0.5]}
   evaluate: {dataset: digits, share: [0.5, 1]}
 steps:
-  - finetune: {epochs: 3, from_scratch: true, flip: false, lr: 0.003}
+  - finetune: {epochs: 40, batch_size: 32, from_scratch: true, flip: false, lr: 0.003}
   - prune_mlp: {keep: 0.5, round_to: 8}
   - distill: {images_seen: 1024, flip: false}
   - export
