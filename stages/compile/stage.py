@@ -48,6 +48,7 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
     _check_precision(options, products)
     return StageResult(
         facts={
+            "summary": ", ".join(f"{count} matrix products in {name}" for name, count in sorted(products.items())),
             "runtime": options.runtime,
             "version": engine["version"],
             "precision": options.precision,
@@ -79,7 +80,7 @@ def _check_choice(options: CompileOptions, target: TargetProfile) -> None:
 
 
 def _check_precision(options: CompileOptions, products: dict[str, int]) -> None:
-    """Raise StageError where no product ran in the precision asked for, or some ran in integers that nobody asked for."""
+    """Raise StageError where no product ran in the precision asked for, or some ran in int8 that nobody asked for."""
     ran = ", ".join(f"{count} in {precision}" for precision, count in sorted(products.items())) or "none"
     if options.precision not in products:
         raise StageError(

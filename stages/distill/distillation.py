@@ -86,6 +86,7 @@ def distill_model(
     )
     save_model(output, spec, student.model.state_dict(), labels=load_labels(student_folder))
     return {
+        "summary": f"{facts['images_seen']:,} pictures of {len(shown):,} images seen in {facts['precision']}",
         **facts,
         "images": len(shown),
         "held_out_images": 0 if held_out is None else len(held_out),

@@ -43,6 +43,7 @@ def export_model(options: "ExportOptions", context: StageContext) -> StageResult
     context.tell("comparing with torch", 0.8)
     parity = check_parity(files[0], images, expected, batch=options.batch, precision="fp32")
     facts: dict[str, Any] = {
+        "summary": f"opset {options.opset}, answers as torch does up to {parity['max_relative_error']:.0e}",
         "opset": options.opset,
         "batch": options.batch,
         "outputs": list(outputs),

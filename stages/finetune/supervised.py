@@ -91,6 +91,7 @@ def finetune_model(
     labels = images.classes or (load_labels(model_folder) if spec is old_spec else None)
     save_model(output, spec, model.state_dict(), labels=labels)
     return {
+        "summary": f"{facts['images_seen']:,} pictures of {len(shown):,} images seen in {facts['precision']}",
         **facts,
         "images": len(shown),
         "classes": spec.classes,

@@ -78,6 +78,8 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
         )
     int8, products = count_quantized(read_graph(context.output / GRAPH_FILE))
     facts: dict[str, Any] = {
+        "summary": f"{int8} of {products} matrix products in {options.precision}, alpha {options.alphas[best]} of "
+        f"{', '.join(map(str, options.alphas))}",
         "precision": options.precision,
         "symmetric": options.symmetric,
         "alpha": options.alphas[best],

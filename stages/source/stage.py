@@ -21,6 +21,7 @@ def read_source(options: SourceOptions, context: StageContext) -> StageResult:
     save_model(context.output, spec, source.state, labels=source.labels)
     return StageResult(
         facts={
+            "summary": f"{spec.architecture}, weights: {source.weights}",
             "architecture": spec.architecture,
             "params": count_params(spec),
             "macs": count_macs(spec),
