@@ -57,6 +57,7 @@ def stages(
 ) -> None:
     """List the stages, or the options of one."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from stages.catalog import CATALOG, get_stage
@@ -79,7 +80,7 @@ def stages(
     table = Table("option", "default", "what it is", box=None, pad_edge=False)
     for option, field in stage.options.model_fields.items():
         default = "required" if field.is_required() else _spelled(field.get_default(call_default_factory=True))
-        table.add_row(option, default, field.description or "")
+        table.add_row(option, escape(default), escape(field.description or ""))
     console.print(table)
 
 
