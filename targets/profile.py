@@ -7,8 +7,8 @@ from pydantic import Field, field_validator
 
 from targets.errors import InputError, UnknownNameError
 from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
+from targets.problems import load_record
 from targets.record import Record
-from targets.strict_yaml import read_yaml, validate
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -83,6 +83,11 @@ def list_profiles() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
+def names_file(target: str) -> bool:
+    """Whether a target is the path of the user's own file, and not the name of one that ships with vitrim."""
+    return target.endswith((".yaml", ".yml")) or len(Path(target).parts) > 1
+
+
 def load_profile(name_or_path: str | Path) -> TargetProfile:
     """Read a target by its name, or the user's own YAML file by its path.
 
@@ -90,11 +95,11 @@ def load_profile(name_or_path: str | Path) -> TargetProfile:
     """
     text = str(name_or_path)
     path = Path(text).expanduser()
-    if not (text.endswith((".yaml", ".yml")) or len(path.parts) > 1):
+    if not names_file(text):
         path = PROFILES / f"{text}.yaml"
         if not path.is_file():
             raise UnknownNameError("target", text, list_profiles(), hint="or give the path of your own YAML file")
-    profile = validate(TargetProfile, read_yaml(path, what="target"), origin=f"target {str(path)!r}")
+    profile = load_record(TargetProfile, path, what="target")
     if profile.name != path.stem:
         raise InputError(f"target {str(path)!r} is called {profile.name!r} inside; file and name must be the same")
     return profile

@@ -1,99 +1,223 @@
-"""Read a YAML file that a person wrote: safe, no key twice, every problem at once, with the nearest known key."""
+"""Read YAML that a person wrote: safe, bounded, no key twice; values with their lines; every problem at once.
 
+Scalars follow YAML 1.2, so that they mean what they look like: `no` is a word, `12:30` is a text, `1e3` is a number.
+(PyYAML's YAML 1.1 makes them False, 750 and a text.)
+"""
+
+import re
+from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+import yaml
 
-from targets.errors import InputError, RecipeError, suggest
+from targets.errors import InputError, RecipeError
 
-MAX_BYTES = 2**20
+Place = tuple[str | int, ...]
+"""where a value stands: keys and positions from the top"""
 
-M = TypeVar("M", bound=BaseModel)
+COMMAND_LINE = 0
+"""line of a value that stands in no line, because `--set` wrote it"""
+MAX_BYTES = 256 * 2**10
+MAX_VALUES = 20_000
+"""once aliases are written out: a few lines of them can stand for billions"""
+MAX_DEPTH = 40
+TAG = "tag:yaml.org,2002:"
 
 
-def read_yaml(path: Path, *, what: str) -> dict[str, Any]:
-    """Read a mapping from a YAML file; raises InputError. what: for messages, e.g. `target`."""
+class _Loader(yaml.SafeLoader):
+    """Tells scalars apart by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema)."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+(?:_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(TAG + _kind, re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+@dataclass
+class Document:
+    """What a YAML text holds, and what is wrong with it."""
+
+    origin: str
+    """for messages: `recipe 'a.yaml'`"""
+    data: Any = None
+    lines: dict[Place, int] = field(default_factory=dict)
+    """first line of every value, 1-based"""
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    """line and sentence"""
+    values: int = 0
+
+    def line(self, place: Place) -> int | None:
+        """Line of a value, or of the nearest one around it; None where there is none but the whole."""
+        return next((self.lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in self.lines), None)
+
+    def tell(self, place: Place, problem: str, *, line: int | None = None) -> None:
+        """Note a problem of one value."""
+        line = self.line(place) if line is None else line
+        stands = "" if line is None else " (--set)" if line == COMMAND_LINE else f" (line {line})"
+        self.problems.append((line or 0, f"{spell(place) or 'all of it'}: {problem}{stands}"))
+
+    def refuse_problems(self) -> None:
+        """Raise RecipeError with all problems, in the order of their lines, where there are any."""
+        if self.problems:
+            raise RecipeError(self.origin, [sentence for _, sentence in sorted(self.problems, key=lambda one: one[0])])
+
+
+def read_file(path: Path, *, what: str) -> str:
+    """Return the text of a YAML file; raises InputError. what: for messages, e.g. `target`."""
+    origin = f"{what} {str(path)!r}"
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{what} {str(path)!r} has more than {MAX_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode("utf-8-sig", errors="strict" if len(raw) <= MAX_BYTES else "replace")
     except OSError as error:
-        raise InputError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from error
+        raise InputError(f"{origin} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} {str(path)!r} is not UTF-8 text: {error.reason}") from error
-    return parse_yaml(text, origin=f"{what} {str(path)!r}")
+        raise InputError(f"{origin} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return text
 
 
-def parse_yaml(text: str, *, origin: str) -> dict[str, Any]:
-    """Read a mapping from YAML text; raises InputError that begins with the origin."""
-    import yaml
+def read_document(text: str, *, origin: str) -> Document:
+    """Read keys and values from one YAML document; raises InputError, beginning with the origin, where it has none."""
+    document = _read(text, origin)
+    if not isinstance(document.data, dict):
+        document.refuse_problems()
+        held = "nothing" if document.data is None else show(document.data)
+        raise InputError(f"{origin} must hold keys and values, it holds {held}")
+    return document
 
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice in one mapping; plain YAML takes the last one silently."""
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
-                seen.add(key.value)
-            return dict(super().construct_mapping(node, deep))
-
+def read_value(text: str) -> Any:
+    """Read one value as it would stand in a file; ValueError where it is not valid YAML."""
     try:
-        data = yaml.load(text, Loader)
+        document = _read(text, "the value")
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    if document.problems:
+        raise ValueError(document.problems[0][1].removeprefix("all of it: "))
+    return document.data
+
+
+def spell(place: Place) -> str:
+    """Write a place as people do: `steps[1].prune_mlp.keep`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return text.removeprefix(".")
+
+
+def show(value: Any) -> str:
+    """Write a value for a message, in one line of at most 80 characters: YAML's words, Python's quotes."""
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    text = repr(str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _TooMuchError(Exception):
+    """The document is larger than anything a person writes."""
+
+
+def _read(text: str, origin: str) -> Document:
+    if len(text.encode(errors="replace")) > MAX_BYTES:
+        raise InputError(f"{origin} has more than {MAX_BYTES // 1024} KiB; a page of text is expected")
+    document = Document(origin)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        document.data = _value(node, (), document) if node is not None else None
     except yaml.MarkedYAMLError as error:
-        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{origin} is not valid YAML{place}: {error.problem or error.context}") from error
+        raise InputError(f"{origin} is not valid YAML: {_explain(error)}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, RecursionError) as error:  # 2026-13-45 is a date to YAML; nested without end
-        raise InputError(f"{origin} is not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(
-            f"{origin} must hold keys and values, it holds {'nothing' if data is None else repr(data)[:60]}"
-        )
-    return data
+    except RecursionError as error:
+        raise InputError(f"{origin} is not valid YAML: it is nested without end") from error
+    except _TooMuchError as error:
+        raise InputError(f"{origin} {error}") from error
+    return document
 
 
-def validate(model: type[M], data: dict[str, Any], *, origin: str) -> M:
-    """Make a record of plain data; raises RecipeError with every problem, unknown keys with the nearest known one."""
+def _value(node: yaml.Node, place: Place, document: Document) -> Any:
+    line = node.start_mark.line + 1
+    document.lines.setdefault(place, line)  # a key's line, where it has one
+    document.values += 1
+    if document.values > MAX_VALUES:
+        raise _TooMuchError(f"holds more than {MAX_VALUES:,} values once its aliases are written out")
+    if len(place) > MAX_DEPTH:  # an alias to what it stands in never ends
+        raise _TooMuchError(f"is nested more than {MAX_DEPTH} levels deep")
+    kind = node.tag.removeprefix(TAG)
+    if isinstance(node, yaml.MappingNode) and kind == "map":
+        return _mapping(node, place, document)
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        return [_value(item, (*place, index), document) for index, item in enumerate(node.value)]
     try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        problems = [_problem(model, one["type"], one["loc"], one["msg"], one["input"]) for one in error.errors()]
-        raise RecipeError(origin, problems) from error
+        return _scalar(kind, node)
+    except ValueError as error:
+        document.tell(place, str(error), line=line)
+        return None
 
 
-def _problem(model: type[BaseModel], kind: str, place: tuple[int | str, ...], message: str, given: object) -> str:
-    where = ".".join(str(part) for part in place) or "all of it"
-    if kind == "extra_forbidden":
-        return f"{where}: unknown key; {suggest(str(place[-1]), known_keys(model, place[:-1]))}"
-    if kind == "missing":
-        return f"{where}: is missing"
-    text = message[0].lower() + message[1:]
-    return f"{where}: {text}" if isinstance(given, dict) else f"{where}: {text}, got {given!r}"
-
-
-def known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields at a place; none where the type there cannot be told."""
-    for part in place:
-        if isinstance(part, int):  # an element of the tuple whose type is already resolved
+def _mapping(node: yaml.MappingNode, place: Place, document: Document) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    first: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            document.tell(place, "a key must be a word", line=line)
             continue
-        field = model.model_fields.get(part)
-        inner = _model_in(field.annotation) if field else None
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
+        key = key_node.value
+        if key == "<<":
+            document.tell(place, "'<<' is not understood; write the values out", line=line)
+        elif key in found:
+            document.tell(place, f"key {key!r} stands twice, first in line {first[key]}", line=line)
+        else:
+            first[key] = line
+            document.lines[(*place, key)] = line
+            found[key] = _value(value_node, (*place, key), document)
+    return found
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The one record in an annotation such as tuple[Step, ...] or Budget | None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in get_args(annotation):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
+def _scalar(kind: str, node: yaml.Node) -> Any:
+    """Make a value of a scalar; ValueError where its tag does not fit it."""
+    text = node.value
+    if not isinstance(node, yaml.ScalarNode) or kind not in ("null", "bool", "int", "float", "str"):
+        raise ValueError(f"values of kind {kind!r} are not understood; write plain text, numbers, lists and keys")
+    if kind == "null":
+        return None
+    if kind == "bool" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind == "int":
+        return int(text, base={"0o": 8, "0x": 16}.get(text[:2], 10))
+    if kind == "float":
+        return _number(text.lower())
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("has characters that are no text")
+    return text
+
+
+def _number(text: str) -> int | float:
+    """A number with a point or an exponent; `1e3` without a point is the whole number 1000."""
+    value = float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return int(value) if "." not in text and isfinite(value) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or error.context or "it cannot be read"
+    mark = error.problem_mark or error.context_mark
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    if "'\\t'" in problem:
+        problem = "a tab; YAML indents with spaces"
+    elif problem.startswith("mapping values are not allowed"):
+        problem += "; a text with a colon needs quotes, and the keys of one mapping the same indentation"
+    elif "expected a single document" in (error.context or ""):
+        problem = "a second document begins; one is expected"
+    return problem + place

@@ -1,12 +1,11 @@
 """Recipe: what a user asks for, one YAML file. Read with every problem told at once; published as a JSON Schema.
 
-text.py       YAML → plain data with line numbers
-overrides.py  --set key=value, written into that data
 model.py      the recipe's types
-schema.py     the JSON Schema of a recipe, and what it allows at one place
-wording.py    what is wrong, as sentences
+load.py       text → Recipe, in the order of the files below
+overrides.py  --set key=value, written into the text's data
 paths.py      ${NAME} filled in, relative paths made absolute
-load.py       all of it in order
+steps.py      stages with their options, in an order that works
+schema.py     the JSON Schema: what may be written
 """
 
 from pipeline.recipe.load import demo_recipe_path, load_recipe, parse_recipe

@@ -1,6 +1,7 @@
 """The types of a recipe."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
 
@@ -12,14 +13,13 @@ from targets.measure.measurement import Level
 from targets.profile import Budget, TargetProfile
 from targets.record import Record, digest_of
 
-FORMAT = 1
 IMPLIED = ("source", "compile")
-"""stages of every build: `model` is what source is told, and compile comes last"""
+"""stages of every build, which are never written: `model` is what source is told, and compile comes last"""
 
 
 def known_stages() -> tuple[str, ...]:
     """Stages that may stand under `steps`, in the usual order."""
-    return tuple(name for name in CATALOG if name != "source")
+    return tuple(name for name in CATALOG if name not in IMPLIED)
 
 
 class Step(Record):
@@ -48,7 +48,7 @@ class Measure(Record):
     metric: Literal["auto", "top1", "zero_shot", "knn", "command"] = Field(
         default="auto", description="auto: top-1 where there is a head, else nearest neighbours"
     )
-    text_embeddings: Annotated[str, Field(json_schema_extra={"format": "path"})] | None = Field(
+    text_embeddings: Path | None = Field(
         default=None, description="for zero_shot: .npy or .safetensors, [classes, width]"
     )
     command: str | None = Field(default=None, description="for command: a program that is given {bundle}")

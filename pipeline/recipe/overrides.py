@@ -3,79 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.recipe.text import Place, read_value, spell
 from targets.errors import suggest
+from targets.strict_yaml import COMMAND_LINE, Document, Place, read_value, show, spell
 
 
-class _WrongPlaceError(Exception):
-    """An override names a place that the recipe does not have."""
-
-
-def apply_overrides(data: dict[str, Any], pairs: Sequence[str]) -> tuple[set[Place], list[str]]:
-    """Write `key=value` pairs into a recipe's data; returns the places that were set, and what is wrong.
+def apply_overrides(document: Document, pairs: Sequence[str]) -> None:
+    """Write `key=value` pairs into a recipe's data, one after the other; tells what is wrong with them.
 
     A key is spelled as in the recipe, with dots: `budget.accuracy_drop_points`, `data.fit.limit`. A step is named by
-    its stage (`steps.prune_mlp.keep`), the second of a stage with its number (`steps.distill#2.lr`), any by its
-    position from 0 (`steps.1.lr`). A value is YAML: `0.5`, `[0, 1]`, `null`, `some text`.
+    its stage (`steps.prune_mlp.keep`), by stage and number where it stands more than once (`steps.distill#2.lr`), or
+    as in messages, by its position from 0 (`steps[1].distill.lr`, `steps.1.distill.lr`). A value is YAML: `0.5`,
+    `[0, 1]`, `null`, `some text`.
     """
-    places: set[Place] = set()
-    problems = []
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            problems.append(f"--set {pair!r} is not KEY=VALUE; write it like steps.prune_mlp.keep=0.5")
-            continue
+        words = key.strip().replace("[", ".").replace("]", "").split(".")
         try:
-            value = read_value(text)
+            if not equals or not all(words):
+                raise ValueError("must be KEY=VALUE, like steps.prune_mlp.keep=0.5")
+            _write(document, words, read_value(text))
         except ValueError as error:
-            problems.append(f"--set {pair!r}: {error}")
-            continue
-        try:
-            places.add(_write(data, key.strip().split("."), value))
-        except _WrongPlaceError as error:
-            problems.append(f"--set {pair!r}: {error}")
-    return places, problems
-
-
-def _write(data: dict[str, Any], words: list[str], value: Any) -> Place:
-    if words[0] == "steps" and len(words) > 1:
-        place, options = _step(data, words[1], words[2:])
-        words = [word for word in words[2:] if word != place[-1]] if words[2:3] == [place[-1]] else words[2:]
-        if not words:
-            raise _WrongPlaceError(f"name an option of {place[-1]} too, like steps.{place[-1]}.OPTION=VALUE")
-    else:
-        place, options = (), data
-    for word in words[:-1]:
-        if options.get(word) is None:
-            options[word] = {}
-        if not isinstance(options[word], dict):
-            raise _WrongPlaceError(f"{spell((*place, word))} has no keys of its own, it is {options[word]!r}")
-        options, place = options[word], (*place, word)
-    options[words[-1]] = value
-    return (*place, words[-1])
-
-
-def _step(data: dict[str, Any], name: str, rest: list[str]) -> tuple[Place, dict[str, Any]]:
-    """Find a step by its stage, `stage#2` or position; returns its place and its options, to write into."""
-    steps = data.get("steps")
-    steps = steps if isinstance(steps, list) else []
-    stages = [stage_of(step) for step in steps]
-    wanted, _, number = name.partition("#")
-    found = [index for index, stage in enumerate(stages) if stage == wanted]
-    try:
-        index = int(name) if name.isdigit() else found[int(number or 1) - 1]
-        stage = stages[index]
-    except (IndexError, ValueError):
-        known = [stage for stage in stages if stage]
-        raise _WrongPlaceError(f"the recipe has no step {name!r}; {suggest(wanted, known)}") from None
-    if stage is None:
-        raise _WrongPlaceError(f"step {index} of the recipe is no stage with options")
-    if isinstance(steps[index], str) or steps[index][stage] is None:
-        steps[index] = {stage: {}}
-    options = steps[index][stage]
-    if not isinstance(options, dict):
-        raise _WrongPlaceError(f"the options of step {name!r} must be keys and values, they are {options!r}")
-    return ("steps", index, stage), options
+            document.problems.append((COMMAND_LINE, f"--set {pair!r}: {error}"))
 
 
 def stage_of(step: Any) -> str | None:
@@ -85,3 +33,67 @@ def stage_of(step: Any) -> str | None:
     if isinstance(step, dict) and len(step) == 1:
         return str(next(iter(step)))
     return None
+
+
+def _write(document: Document, words: list[str], value: Any) -> None:
+    """Write one value, making the mappings around it where there are none; ValueError where something else stands."""
+    around: Any = document.data
+    place: Place = ()
+    *outer, last = _with_step(document.data, words)
+    for word in outer:
+        key = _key(around, word, place)
+        place = (*place, key)
+        inner = around.get(key) if isinstance(around, dict) else around[key]
+        if inner is None:
+            around[key] = inner = {}
+            document.lines[place] = COMMAND_LINE
+        around = inner
+    key = _key(around, last, place)
+    place = (*place, key)
+    around[key] = value
+    document.lines = {known: line for known, line in document.lines.items() if known[: len(place)] != place}
+    document.lines[place] = COMMAND_LINE
+
+
+def _key(around: Any, word: str, place: Place) -> Any:
+    """A word as the key or position that it is in what stands around it."""
+    if isinstance(around, dict):
+        return word
+    if not isinstance(around, list):
+        raise ValueError(f"{spell(place)} is {show(around)} and has no keys")
+    if not word.isdecimal() or int(word) >= len(around):
+        raise ValueError(f"{spell(place)} has {len(around)} elements, counted from 0; there is no {word!r}")
+    return int(word)
+
+
+def _with_step(data: dict[str, Any], words: list[str]) -> list[str]:
+    """Words that name a step as its position and stage; a stage without options is given none to write into."""
+    steps = data.get("steps") or []
+    if words[0] != "steps" or len(words) == 1 or not isinstance(steps, list):
+        return words
+    name, rest = words[1], words[2:]
+    position = name if name.isdecimal() else _position(steps, name)
+    _key(steps, position, ("steps",))
+    stage = stage_of(steps[int(position)])
+    if name.isdecimal():
+        if not rest:
+            return words  # the whole step
+        if rest[0] != stage:
+            raise ValueError(f"step {position} is {stage!r}, not {rest[0]!r}; write steps.{position}.{stage}.OPTION")
+        rest = rest[1:]
+    if isinstance(steps[int(position)], str):
+        steps[int(position)] = {stage: None}
+    return ["steps", position, str(stage), *rest]
+
+
+def _position(steps: list[Any], name: str) -> str:
+    """Position of the step with this name: its stage, or stage#2 for the second of one kind."""
+    wanted, numbered, number = name.partition("#")
+    found = [str(index) for index, step in enumerate(steps) if stage_of(step) == wanted]
+    if len(found) > 1 and not numbered:
+        names = " or ".join(f"steps.{wanted}#{count}" for count in range(1, len(found) + 1))
+        raise ValueError(f"{wanted!r} stands {len(found)} times; write {names}")
+    if not found or (numbered and number not in map(str, range(1, len(found) + 1))):
+        known = [stage for step in steps if (stage := stage_of(step))]
+        raise ValueError(f"the recipe has no step {name!r}; {suggest(wanted, set(known))}")
+    return found[int(number or 1) - 1]

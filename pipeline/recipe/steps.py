@@ -1,0 +1,120 @@
+"""The steps of a recipe: each a stage with its options, in an order in which every one finds what it works on."""
+
+from typing import Any
+
+from pipeline.recipe.model import IMPLIED, Step, known_stages
+from pipeline.recipe.overrides import stage_of
+from stages.artifact import Format
+from stages.catalog import get_stage
+from stages.stage import Stage
+from targets.errors import suggest
+from targets.problems import check
+from targets.record import Record
+from targets.strict_yaml import Document, Place, show, spell
+
+Written = tuple[Place, Stage[Any], Record | None]
+"""where a step stands, its stage, and its options or None where they are wrong"""
+
+
+def read_steps(document: Document) -> tuple[Step, ...]:
+    """Return the steps with `export` where it is needed; tells what is wrong with them."""
+    written = _written(document)
+    ordered = _in_order(written, document)
+    _check_images(written, document)
+    steps: list[Step] = []
+    for _, stage, options in ordered:
+        number = 1 + sum(step.stage == stage.name for step in steps)
+        title = stage.name if number == 1 else f"{stage.name}#{number}"
+        if options is not None:
+            steps.append(Step(stage=stage.name, options=options, title=title))
+    return tuple(steps)
+
+
+def _written(document: Document) -> list[Written]:
+    """Every step whose stage is known."""
+    given = document.data.get("steps")
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        document.tell(("steps",), f"must be a list of stages, each after a dash, got {show(given)}")
+        return []
+    found: list[Written] = []
+    for index, one in enumerate(given):
+        place: Place = ("steps", index)
+        name = stage_of(one)
+        if name is None:
+            document.tell(place, _not_a_step(one))
+        elif name in IMPLIED:
+            instead = "`model` says what it reads" if name == "source" else "the targets say what is compiled"
+            document.tell(place, f"stage {name!r} is part of every build, and {instead}; remove this step")
+        elif name not in known_stages():
+            document.tell(place, f"unknown stage {name!r}; {_suggest_stage(name)}")
+        else:
+            stage = get_stage(name)
+            options = one[name] if isinstance(one, dict) else None
+            checked = check(stage.options, {} if options is None else options, document, place=(*place, name))
+            found.append((place, stage, checked))
+    return found
+
+
+def _suggest_stage(name: str) -> str:
+    near = suggest(name, known_stages())
+    return near if near.startswith("known") else f"{near} known: {', '.join(known_stages())}"
+
+
+def _not_a_step(given: Any) -> str:
+    """Say what to write; keys beside a stage are mostly its options, indented too little."""
+    if isinstance(given, dict) and (stage := next((key for key in given if key in known_stages()), None)):
+        others = ", ".join(key for key in given if key != stage)
+        return f"a step is one stage; where {others} belongs to {stage}, write {stage}: {{{others}: ...}}"
+    return f"must be a stage, or a stage with its options, like prune_mlp: {{keep: 0.75}}, got {show(given)}"
+
+
+def _in_order(written: list[Written], document: Document) -> list[Written]:
+    """Steps that find what they work on, with `export` put in; tells of the others."""
+    ordered: list[Written] = []
+    holds, maker = Format.VIT, ""
+    for index, (place, stage, options) in enumerate(written):
+        name, before = stage.name, {earlier.name for _, earlier, _ in ordered}
+        export = next((spell(other) for other, one, _ in written[index:] if one.name == "export"), None)
+        problem = None
+        if stage.produces == Format.ONNX and name in before:
+            problem = f"{name} stands before already; a graph is made and quantized once; remove this step"
+        elif name == "finetune" and before - {"finetune"}:
+            problem = "finetune makes the model that all else is compared with; put it before the other steps"
+        elif stage.consumes == Format.VIT and holds == Format.ONNX:
+            problem = f"{name} works on a model, but {maker} has made an ONNX graph of it; put {name} before that"
+        elif stage.consumes == Format.ONNX and holds == Format.VIT and export:
+            problem = f"{name} works on an ONNX graph, but export comes later, as {export}; put {name} behind it"
+        if problem:
+            document.tell(place, problem)
+            continue
+        if stage.consumes != holds:
+            ordered.append(_export())
+        if stage.produces != holds:
+            maker = f"{spell(place)}.{name}"
+        ordered.append((place, stage, options))
+        holds = stage.produces
+    return ordered if holds == Format.ONNX else [*ordered, _export()]
+
+
+def _export() -> Written:
+    """The step that is put in where nobody wrote it."""
+    stage = get_stage("export")
+    return (), stage, stage.options()
+
+
+def _check_images(written: list[Written], document: Document) -> None:
+    """Tell which roles have no images although a step reads them."""
+    data = document.data.get("data") or {}
+    if not isinstance(data, dict):
+        return  # told already
+    readers: dict[str, list[str]] = {}
+    for place, stage, options in written:
+        for role in stage.roles(options) if options is not None else ():
+            readers.setdefault(role.value, []).append(f"{spell(place)}.{stage.name}")
+    for name, steps in readers.items():
+        if data.get(name) is None:
+            document.tell(("data", name), f"is missing; {', '.join(steps)} cannot work without these images")
+    if not readers and all(data.get(role) is None for role in ("select", "fit", "train")):
+        document.tell(("data", "select"), "is missing; engines are compared on these images")
