@@ -1,0 +1,9 @@
+#!/bin/sh
+# Every benchmark behind a figure in the documents. Close other programs; half an hour on two cores.
+set -eu
+cd "$(dirname "$0")/.."
+python="${PYTHON:-.venv/bin/python}"
+for script in mlp_pruning prune_time command_times end_to_end; do
+    echo "== $script"
+    "$python" "benchmarks/$script.py"
+done
