@@ -101,9 +101,8 @@ def _kinds(schema: Schema, root: Schema) -> list[Schema]:
     """The alternatives of a schema, with references followed."""
     if "$ref" in schema:
         return _kinds(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
-    if "anyOf" in schema:
-        return [kind for one in schema["anyOf"] for kind in _kinds(one, root)]
-    return [schema]
+    parts = schema.get("anyOf") or schema.get("allOf")  # pydantic before 2.10 wraps a reference into allOf
+    return [kind for one in parts for kind in _kinds(one, root)] if parts else [schema]
 
 
 def _inside(kind: Schema, part: str | int) -> list[Schema]:

@@ -1,5 +1,6 @@
 """TargetProfile: one YAML file per target, facts and choices, strictly validated."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ def list_profiles() -> list[str]:
 
 def names_file(target: str) -> bool:
     """Whether a target is the path of the user's own file, and not the name of one that ships with vitrim."""
-    return target.endswith((".yaml", ".yml")) or len(Path(target).parts) > 1
+    return target.endswith((".yaml", ".yml")) or os.sep in target
 
 
 def load_profile(name_or_path: str | Path) -> TargetProfile:
@@ -94,10 +95,10 @@ def load_profile(name_or_path: str | Path) -> TargetProfile:
     Raises UnknownNameError for a name that is not known, RecipeError with every problem of a file at once.
     """
     text = str(name_or_path)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # unlike Path's own, leaves an unknown ~user as it is
     if not names_file(text):
         path = PROFILES / f"{text}.yaml"
-        if not path.is_file():
+        if text not in list_profiles():
             raise UnknownNameError("target", text, list_profiles(), hint="or give the path of your own YAML file")
     profile = load_record(TargetProfile, path, what="target")
     if profile.name != path.stem:

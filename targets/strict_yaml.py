@@ -56,6 +56,8 @@ class Document:
     """first line of every value, 1-based"""
     problems: list[tuple[int, str]] = field(default_factory=list)
     """line and sentence"""
+    unreadable: set[Place] = field(default_factory=set)
+    """values that are told already and stand as None: nothing more is said of them"""
     values: int = 0
 
     def line(self, place: Place) -> int | None:
@@ -64,6 +66,8 @@ class Document:
 
     def tell(self, place: Place, problem: str, *, line: int | None = None) -> None:
         """Note a problem of one value."""
+        if place in self.unreadable:
+            return
         line = self.line(place) if line is None else line
         stands = "" if line is None else " (--set)" if line == COMMAND_LINE else f" (line {line})"
         self.problems.append((line or 0, f"{spell(place) or 'all of it'}: {problem}{stands}"))
@@ -74,15 +78,15 @@ class Document:
             raise RecipeError(self.origin, [sentence for _, sentence in sorted(self.problems, key=lambda one: one[0])])
 
 
-def read_file(path: Path, *, what: str) -> str:
-    """Return the text of a YAML file; raises InputError. what: for messages, e.g. `target`."""
+def read_file(path: Path, *, what: str, hint: str = "") -> str:
+    """Return the text of a YAML file; raises InputError. what: for messages, e.g. `target`; hint: how to get a file."""
     origin = f"{what} {str(path)!r}"
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8-sig", errors="strict" if len(raw) <= MAX_BYTES else "replace")
     except OSError as error:
-        raise InputError(f"{origin} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{origin} cannot be read: {error.strerror or error}{hint}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{origin} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     return text
@@ -111,17 +115,29 @@ def read_value(text: str) -> Any:
 
 def spell(place: Place) -> str:
     """Write a place as people do: `steps[1].prune_mlp.keep`."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_word(part)}" for part in place)
     return text.removeprefix(".")
 
 
 def show(value: Any) -> str:
-    """Write a value for a message, in one line of at most 80 characters: YAML's words, Python's quotes."""
-    words = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    text = repr(str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value)
+    """Write a value for a message, in one line of at most 80 characters: as YAML, with quotes around texts."""
+    text = _flow(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _word(key: str) -> str:
+    """A key for a message: as it is, unless it would break the line or hide in it."""
+    return key if key.isprintable() and 0 < len(key) <= 60 else show(key)
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_word(key)}: {_flow(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_flow, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 class _TooMuchError(Exception):
@@ -163,6 +179,7 @@ def _value(node: yaml.Node, place: Place, document: Document) -> Any:
         return _scalar(kind, node)
     except ValueError as error:
         document.tell(place, str(error), line=line)
+        document.unreadable.add(place)
         return None
 
 
@@ -171,14 +188,15 @@ def _mapping(node: yaml.MappingNode, place: Place, document: Document) -> dict[s
     first: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            document.tell(place, "a key must be a word", line=line)
+        try:
+            key = _text(key_node.value)
+        except ValueError as error:
+            document.tell(place, f"a key {error}", line=line)
             continue
-        key = key_node.value
         if key == "<<":
             document.tell(place, "'<<' is not understood; write the values out", line=line)
         elif key in found:
-            document.tell(place, f"key {key!r} stands twice, first in line {first[key]}", line=line)
+            document.tell(place, f"key {show(key)} stands twice, first in line {first[key]}", line=line)
         else:
             first[key] = line
             document.lines[(*place, key)] = line
@@ -191,17 +209,29 @@ def _scalar(kind: str, node: yaml.Node) -> Any:
     text = node.value
     if not isinstance(node, yaml.ScalarNode) or kind not in ("null", "bool", "int", "float", "str"):
         raise ValueError(f"values of kind {kind!r} are not understood; write plain text, numbers, lists and keys")
-    if kind == "null":
-        return None
-    if kind == "bool" and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if kind == "int":
-        return int(text, base={"0o": 8, "0x": 16}.get(text[:2], 10))
-    if kind == "float":
-        return _number(text.lower())
-    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("has characters that are no text")
-    return text
+    try:
+        match kind:
+            case "null":
+                return None
+            case "bool":
+                return {"true": True, "false": False}[text.lower()]
+            case "int":
+                return int(text, base={"0o": 8, "0x": 16}.get(text[:2], 10))
+            case "float":
+                return _number(text.lower())
+    except (KeyError, ValueError):  # `!!int abc`, or thousands of digits
+        raise ValueError(f"cannot be read as {kind}: {show(text)}") from None
+    return _text(text)
+
+
+def _text(given: Any) -> str:
+    """A text, with the two halves that JSON writes for one character joined; ValueError where it is none."""
+    if not isinstance(given, str) or "\0" in given:
+        raise ValueError("must be a text")
+    try:
+        return given.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError(f"has half a character: {given!r:.60}") from None
 
 
 def _number(text: str) -> int | float:

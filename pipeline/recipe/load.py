@@ -21,9 +21,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     overrides: `key=value` pairs, as after --set.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"there is no recipe {str(path)!r}; `vitrim init` writes one to start from")
-    text = read_file(path, what="recipe")
+    text = read_file(path, what="recipe", hint="; `vitrim init` writes one to start from")
     return parse_recipe(text, origin=f"recipe {str(path)!r}", folder=path.absolute().parent, overrides=overrides)
 
 
@@ -47,7 +45,8 @@ def parse_recipe(text: str, *, origin: str, folder: Path, overrides: Sequence[st
 
 def demo_recipe_path() -> Path:
     """The embedded demo: handwritten digits and a small model."""
-    return ROOT / "recipes" / "digits.yaml"
+    installed = Path(__file__).with_name("digits.yaml")  # the wheel packs it here
+    return installed if installed.is_file() else ROOT / "recipes" / "digits.yaml"
 
 
 def _check_targets(document: Document) -> None:

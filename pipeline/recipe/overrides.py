@@ -23,7 +23,7 @@ def apply_overrides(document: Document, pairs: Sequence[str]) -> None:
                 raise ValueError("must be KEY=VALUE, like steps.prune_mlp.keep=0.5")
             _write(document, words, read_value(text))
         except ValueError as error:
-            document.problems.append((COMMAND_LINE, f"--set {pair!r}: {error}"))
+            document.problems.append((COMMAND_LINE, f"--set {show(pair)}: {error}"))
 
 
 def stage_of(step: Any) -> str | None:

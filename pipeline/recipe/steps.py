@@ -48,7 +48,7 @@ def _written(document: Document) -> list[Written]:
             instead = "`model` says what it reads" if name == "source" else "the targets say what is compiled"
             document.tell(place, f"stage {name!r} is part of every build, and {instead}; remove this step")
         elif name not in known_stages():
-            document.tell(place, f"unknown stage {name!r}; {_suggest_stage(name)}")
+            document.tell(place, f"unknown stage {show(name)}; {_suggest_stage(name)}")
         else:
             stage = get_stage(name)
             options = one[name] if isinstance(one, dict) else None
@@ -65,8 +65,8 @@ def _suggest_stage(name: str) -> str:
 def _not_a_step(given: Any) -> str:
     """Say what to write; keys beside a stage are mostly its options, indented too little."""
     if isinstance(given, dict) and (stage := next((key for key in given if key in known_stages()), None)):
-        others = ", ".join(key for key in given if key != stage)
-        return f"a step is one stage; where {others} belongs to {stage}, write {stage}: {{{others}: ...}}"
+        options = show({key: value for key, value in given.items() if key != stage})
+        return f"a step is one stage; if these are options of {stage}, write {stage}: {options}"
     return f"must be a stage, or a stage with its options, like prune_mlp: {{keep: 0.75}}, got {show(given)}"
 
 
