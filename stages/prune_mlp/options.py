@@ -35,6 +35,12 @@ class PruneMlpOptions(Record):
     ridge: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         default="auto", description="of the fit, in units of the neurons' mean variance; auto: best on images held out"
     )
+    refine: int = Field(
+        default=0,
+        ge=0,
+        description="passes over the images in which each pruned MLP is trained by itself, towards the source",
+    )
+    refine_lr: float = Field(default=1e-3, gt=0, description="peak learning rate of Adam in these passes")
     images: int | None = Field(default=1024, gt=0, description="at most so many of the images of fit; null: all")
 
     @model_validator(mode="before")
@@ -49,6 +55,12 @@ class PruneMlpOptions(Record):
         given = [name for name in ("keep", "r", "widths") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} both say the width; give one of keep, r and widths")
+        return self
+
+    @model_validator(mode="after")
+    def _refines_the_pruned_stream_only(self) -> "PruneMlpOptions":
+        if self.refine and self.repair != "sequential":
+            raise ValueError(f"refine goes with repair: sequential only, got {self.repair!r}")
         return self
 
     @property

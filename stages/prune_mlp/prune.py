@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stages.prune_mlp.neurons import add_bias, apply, last_layer, mlp_of, offers, refit
 from stages.prune_mlp.options import PruneMlpOptions, widths_asked
+from stages.prune_mlp.refine import refine
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.model import Block, ViT
 from stages.vit.moments import Moments
@@ -130,12 +131,10 @@ def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit
     ridge = options.ridge if options.ridge != "auto" else best_ridge(fitted, held_out or fitted, kept)
     layer = fit(moments, kept, ridge=ridge)
     refit(block, layer)
-    return {
-        **facts,
-        "tokens": moments.tokens,
-        "relative_error": relative_error(moments, kept, layer),
-        "ridge": ridge,
-    }
+    facts |= {"tokens": moments.tokens, "relative_error": relative_error(moments, kept, layer), "ridge": ridge}
+    if options.refine:
+        facts["refined"] = refine(visit, passes=options.refine, lr=options.refine_lr)
+    return facts
 
 
 def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:
@@ -144,6 +143,8 @@ def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:
         raise InputError("prune_mlp does not know models that merge tokens; put merge_tokens behind it")
     if any(block.attention == "diluting" for block in spec.blocks):
         raise InputError("prune_mlp needs a finished model, but an attention of this one is diluting; distil it first")
+    if options.refine and spec.norm_placement == "post":
+        raise InputError("refine needs a pre-norm model, this one is post-norm; set refine to 0")
     needs_a_second_look = spec.mlp_norm_eps is not None and options.repair != "none"
     if needs_a_second_look and (options.repair == "parallel" or spec.norm_placement == "post"):
         raise InputError(
@@ -168,6 +169,7 @@ def _facts(rows: list[dict[str, Any]], options: PruneMlpOptions) -> dict[str, An
     passes = {"sequential": 2, "parallel": 1, "none": 1}[options.repair] if options.reads_images else 0
     before, after = (sum(row[name] for row in rows) for name in ("width_before", "width_after"))
     repair = "" if options.repair == "none" else f", fc2 repaired ({options.repair})"
+    repair += f", refined in {options.refine} passes" if options.refine else ""
     facts: dict[str, Any] = {
         "summary": f"{before - after} of {before} neurons in {len(rows)} blocks removed by {options.method}{repair}",
         "blocks": rows,

@@ -7,6 +7,7 @@ Whoever changes something gives one function per kind of sublayer. It is called 
 
     visit.inputs()    look at the changed stream where it enters the sublayer (as scoring q and k needs)
     visit.moments()   get moments of what enters the sublayer's last linear layer (proj, fc2) and what should leave it
+    visit.pairs()     then get both, token by token
     visit.block       change the block in place
 
 Sequential: what enters comes from the changed stream, and what should leave is the source's stream behind the
@@ -201,6 +202,20 @@ class Visit:
         if fitted is None:
             raise ValueError("no images to gather moments from")
         return fitted, held_out
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield what enters the sublayer, what should leave it, and the tokens' weights, chunk by chunk.
+
+        [B, N, D] of the changed stream, [B, N, D] of the source's stream behind the sublayer, [B, N]. After `moments`,
+        which moves the source there, and in sequential sweeps only: otherwise what enters is gone by then.
+        """
+        if not (self._source_left and self._streams.apart):
+            raise RuntimeError("pairs() exists after moments(), in sequential sweeps")
+        device = self._streams.device
+        for chunk, other in zip(self._streams.source, self._streams.changed, strict=True):
+            after = chunk.to(device)
+            weights = after.new_ones(after.shape[:2]) if self._weigh is None else self._weigh(after)
+            yield other.to(device), after, weights
 
     def leave(self) -> None:
         """Move both streams behind the sublayer."""
