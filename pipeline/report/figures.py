@@ -33,6 +33,8 @@ _RUNTIMES = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
 }
+LONGEST_NAME = 300
+"""characters of one text on a page"""
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """characters that change the order in which others are shown"""
 BUDGET_NAMES = {
@@ -190,6 +192,16 @@ def visible(text: str) -> str:
         else letter
         for letter in text
     )
+
+
+def name(text: str) -> str:
+    """`visible`, cut where it is too long to be read; report.json has all."""
+    return visible(text) if len(text) <= LONGEST_NAME else f"{visible(text[:LONGEST_NAME])} …"
+
+
+def capital(text: str) -> str:
+    """Begin with a capital, where that is how the word is written (not in kNN)."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
 
 
 def visible_lines(text: str) -> str:

@@ -1,6 +1,8 @@
 """The report's files: report.json is the truth, the two pages are drawn from it."""
 
 import json
+import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ def read_report(path: Path) -> Report:
     try:
         data = json.loads(file.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read the report {str(file)!r}: {error.strerror or error}") from error
+        hint = "; give the folder that `vitrim build --output` wrote" if isinstance(error, FileNotFoundError) else ""
+        raise InputError(f"cannot read the report {str(file)!r}: {error.strerror or error}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"report {str(file)!r} is not JSON: {error}") from error
     _check_format(file, data)
@@ -69,8 +72,8 @@ def _check_format(file: Path, data: Any) -> None:
     if found == FORMAT:
         return
     family, _, version = FORMAT.partition("/")
-    if isinstance(found, str) and found.startswith(f"{family}/"):
-        newer = found.removeprefix(f"{family}/").isdigit() and int(found.removeprefix(f"{family}/")) > int(version)
-        advice = "update vitrim" if newer else "build it again"
-        raise InputError(f"report {str(file)!r} has format {found!r}, this vitrim reads {FORMAT!r}; {advice}")
-    raise InputError(f"{str(file)!r} is no vitrim report: its format is {found!r}, expected {FORMAT!r}")
+    told = reprlib.repr(found)
+    if isinstance(found, str) and (match := re.fullmatch(rf"{re.escape(family)}/(\d{{1,9}})", found)):
+        advice = "update vitrim" if int(match[1]) > int(version) else "build it again"
+        raise InputError(f"report {str(file)!r} has format {told}, this vitrim reads {FORMAT!r}; {advice}")
+    raise InputError(f"{str(file)!r} is no vitrim report: its format is {told}, expected {FORMAT!r}")

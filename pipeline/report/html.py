@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import charts, figures, tables
-from pipeline.report.record import BudgetCheck, Change, Report, StageRow, Status
+from pipeline.report.record import BudgetCheck, Change, OperatorTime, Report, StageRow, Status
 
 TEMPLATES = Path(__file__).parent / "templates"
 SYMBOLS: dict[Status, str] = {"within": "✓", "over": "✕", "undecided": "?", "not_measured": figures.DASH, "failed": "!"}
@@ -30,7 +31,8 @@ SECTIONS = (
 )
 LONGEST_FACTS = 4000
 """characters of a stage's facts on the page; report.json has all"""
-LONGEST_VALUE = 300
+RARE = 0.01
+"""kinds of operators with a smaller share in every engine are put together"""
 
 
 def to_html(report: Report) -> str:
@@ -61,6 +63,7 @@ def to_html(report: Report) -> str:
     )  # fmt: skip
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -69,7 +72,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(name=_name, visible=figures.visible, visible_lines=figures.visible_lines)
+    environment.filters.update(
+        name=_name, short=figures.name, visible=figures.visible, visible_lines=figures.visible_lines
+    )
     environment.globals.update(
         f=figures,
         charts=charts,
@@ -94,8 +99,8 @@ def _policy(style: str) -> str:
 
 
 def _name(text: object) -> Markup:
-    """Text from outside: escaped, its control characters shown, its writing direction kept to itself."""
-    return Markup("<bdi>{}</bdi>").format(figures.visible(str(text)))
+    """Text from outside: escaped, not too long, control characters shown, its writing direction kept to itself."""
+    return Markup("<bdi>{}</bdi>").format(figures.name(str(text)))
 
 
 # What the template shows, made ready.
@@ -125,6 +130,7 @@ class _Operators:
 @dataclass(frozen=True)
 class _Conditions:
     around: list[tuple[str, str, str]]
+    unread: list[str]
     other: list[tuple[str, str]]
 
 
@@ -134,7 +140,7 @@ def _headline(report: Report) -> _Headline:
     known = head in (figures.STATUS_WORDS[report.verdict.status], figures.NO_BUDGET)
     title = head if known else figures.STATUS_WORDS[report.verdict.status]
     text = (rest if colon else "") if known else report.verdict.sentence
-    return _Headline(title[:1].upper() + title[1:], text[:1].upper() + text[1:])
+    return _Headline(figures.capital(title), figures.capital(text))
 
 
 def _check_label(check: BudgetCheck) -> str:
@@ -180,11 +186,15 @@ class _Stages:
             f" and took {cached} from the store." if cached else "."
         )
 
-    def sizes(self, stage: StageRow) -> Iterator[tuple[int | None, int, str]]:
-        """(value, largest of all stages, text) of parameters, MACs and bytes."""
-        for name, write in (("params", figures.count), ("macs", figures.count), ("bytes", figures.size)):
+    def sizes(self, stage: StageRow) -> Iterator[tuple[str, int | None, int, str]]:
+        """(title, value, largest of all stages, text) of parameters, MACs and bytes."""
+        for title, name, write in (
+            ("parameters", "params", figures.count),
+            ("MACs", "macs", figures.count),
+            ("bytes", "bytes", figures.size),
+        ):
             value = getattr(stage, name)
-            yield value, self._most[name], "" if value is None else write(value)
+            yield title, value, self._most[name], "" if value is None else write(value)
 
 
 def _panels(report: Report) -> list[tuple[str, list[Change], str]]:
@@ -194,7 +204,8 @@ def _panels(report: Report) -> list[tuple[str, list[Change], str]]:
     for name, title in titles.items():
         changes: list[Change] = [getattr(block, name) for block in report.blocks]
         before, after = [change.before for change in changes], [change.after for change in changes]
-        text = f"{_range(before)} → {_range(after)}, {figures.relative_change(sum(before), sum(after))} in all"
+        change = f"→ {_range(after)}, {figures.relative_change(sum(before), sum(after))} in all"
+        text = f"{_range(before)} {change if before != after else 'as before'}"
         panels.append((title, changes, text))
     return panels
 
@@ -213,11 +224,14 @@ def _operators(report: Report) -> _Operators:
     roles = [role for role, rows in report.operators.items() if rows]
     timed = latency is not None and all(role in figures.ROLES for role in roles)
     weights = {role: figures.figures_of(latency, role).p50 if latency and timed else 1.0 for role in roles}
-    found = {role: {row.operator: (row.share * weights[role], row) for row in report.operators[role]} for role in roles}
+    kinds = _common_kinds({role: report.operators[role] for role in roles})
+    found = {role: {row.operator: (row.share * weights[role], row) for row in kinds[role]} for role in roles}
     largest = max((weight for rows in found.values() for weight, _ in rows.values()), default=1) or 1
+    decimals = max(2, figures.decimals_of(largest, 3))
+    reported = {row.operator for rows in report.operators.values() for row in rows}
     names = sorted(
         {name for rows in found.values() for name in rows},
-        key=lambda name: (-max(rows[name][0] for rows in found.values() if name in rows), name),
+        key=lambda name: (name not in reported, -max(rows[name][0] for rows in found.values() if name in rows), name),
     )
 
     def cell(role: str, name: str) -> _Cell | None:
@@ -225,7 +239,7 @@ def _operators(report: Report) -> _Operators:
             return None
         weight, row = found[role][name]
         calls = f"{row.calls:,}x"
-        text = f"{figures.number(weight, 2)} ms" if timed else figures.percent(row.share)
+        text = f"{figures.number(weight, decimals)} ms" if timed else figures.percent(row.share)
         note = f"{figures.percent(row.share)}, {calls}" if timed else calls
         return _Cell(role if role in figures.ROLES else "engine", text, note, weight / largest)
 
@@ -236,6 +250,22 @@ def _operators(report: Report) -> _Operators:
         roles=roles,
         rows=[(name, [cell(role, name) for role in roles]) for name in names],
     )
+
+
+def _common_kinds(operators: Mapping[str, Sequence[OperatorTime]]) -> dict[str, list[OperatorTime]]:
+    """The kinds that matter in some engine; the others of each engine as one row."""
+    names = {row.operator for rows in operators.values() for row in rows}
+    common = {row.operator for rows in operators.values() for row in rows if row.share >= RARE}
+    if len(names - common) < 2:
+        return {role: list(rows) for role, rows in operators.items()}
+    found = {role: [row for row in rows if row.operator in common] for role, rows in operators.items()}
+    for role, rows in operators.items():
+        rare = [row for row in rows if row.operator not in common]
+        if rare:
+            together = f"{len(names - common)} kinds under {figures.number(100 * RARE, 0)} %"
+            calls, share = sum(row.calls for row in rare), sum(row.share for row in rare)
+            found[role].append(OperatorTime(operator=together, share=share, calls=calls))
+    return found
 
 
 def _parts(report: Report) -> list[tuple[str, Change, int]]:
@@ -251,9 +281,12 @@ def _conditions(report: Report) -> _Conditions:
     paired = isinstance(before, Mapping) and isinstance(after, Mapping)
     old, new = (dict(_flat(one)) if paired else {} for one in (before, after))
     around = [(key, old.get(key, figures.DASH), new.get(key, figures.DASH)) for key in dict.fromkeys([*old, *new])]
+    unread = [key for key, *values in around if set(values) == {figures.DASH}]
+    around = [row for row in around if row[0] not in unread]
     rest = {key: value for key, value in report.conditions.items() if not (paired and key in ("before", "after"))}
     device = rest.pop("device", None)
-    return _Conditions(around, [*_flat(device), *_flat(rest)] if isinstance(device, Mapping) else list(_flat(rest)))
+    other = [*_flat(device), *_flat(rest)] if isinstance(device, Mapping) else list(_flat(rest))
+    return _Conditions(around, unread, other)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -263,8 +296,11 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(inner, f"{path}.{key}" if path else str(key))
     elif value is not None and value != {}:
         scalars = isinstance(value, list | tuple) and not any(isinstance(one, Mapping | list) for one in value)
-        text = ", ".join(map(_scalar, value)) if scalars else _scalar(value)
-        yield path, f"{text[:LONGEST_VALUE]} …" if len(text) > LONGEST_VALUE else text
+        if path.endswith("_bytes") and isinstance(value, int):
+            text = figures.size(value)
+        else:
+            text = (", ".join(map(_scalar, value)) or "none") if scalars else _scalar(value)
+        yield path, text
     elif path:
         yield path, figures.DASH
 
@@ -272,7 +308,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 def _scalar(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _facts_text(facts: Mapping[str, Any]) -> str:

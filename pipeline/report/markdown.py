@@ -19,7 +19,7 @@ def to_markdown(report: Report) -> str:
     """Write the page. The same report gives the same text."""
     parts = [
         f"# {_text(report.name)} on {_text(report.target.name)}",
-        f"{SYMBOLS[report.verdict.status]} **{_text(report.verdict.sentence)}**",
+        f"{SYMBOLS[report.verdict.status]} **{_escaped(figures.visible(report.verdict.sentence))}**",
         _what(report),
         _figures(report),
         *_budget(report),
@@ -143,8 +143,8 @@ def _parity(report: Report) -> list[str]:
 def _reproduce(report: Report) -> list[str]:
     parts = []
     if report.versions:
-        versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-        parts.append(f"Versions: {_text(versions)}.")
+        versions = ", ".join(_text(f"{name} {version}") for name, version in report.versions.items())
+        parts.append(f"Versions: {versions}.")
     if report.reused:
         parts.append(f"Taken over from an earlier build of the same engine: {_text(', '.join(report.reused))}.")
     digests = [(key, value) for key, value in report.reproduce.items() if key not in ("command", "recipe")]
@@ -161,12 +161,18 @@ def _reproduce(report: Report) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text from outside, so that it shows as it is: no markup, no new line, no new cell."""
-    text = figures.visible(text)
-    text = re.sub(r"([\\`*|~])", r"\\\1", text)
+    """Text from outside as Markdown that shows it as it is, not too long."""
+    return _escaped(figures.name(text))
+
+
+def _escaped(text: str) -> str:
+    """One line of text: no markup, no new block, no new cell."""
+    text = re.sub(r"([\\`*|~#])", r"\\\1", text)
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word it is no markup
-    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
-    return text.replace("](", "]\\(").replace("<", "&lt;")
+    text = re.sub(r"(?<=\])([(:\[])", r"\\\1", text)  # links and where they lead
+    text = re.sub(r"^(\s*)([>+=\[-])", r"\1\\\2", text)  # blocks begin a line
+    text = re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", text)
+    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:

@@ -59,7 +59,7 @@ def latency_rows(report: Report, latency: Latency) -> list[LatencyRow]:
     for role in figures.ROLES:
         one = figures.figures_of(latency, role)
         decimals = figures.decimals_of(one.p50, 3)
-        few = f"level {latency.level}: too few queries"
+        unbacked = [name for name, value in (("p90", one.p90), ("p99", one.p99)) if value is None]
         rows.append(
             LatencyRow(
                 role=role,
@@ -73,7 +73,7 @@ def latency_rows(report: Report, latency: Latency) -> list[LatencyRow]:
                     note
                     for note, holds in (
                         ("warm-up did not settle", not one.stable),
-                        (few, one.p90 is None or one.p99 is None),
+                        (f"too few queries for {' and '.join(unbacked)}", unbacked),
                     )
                     if holds
                 ),
@@ -101,6 +101,7 @@ def accuracy_rows(report: Report) -> list[tuple[str, str]]:
     if accuracy is None:
         return []
     drop = _accuracy(report)
+    agreement = None if accuracy.metric in ("agreement", "knn_agreement") else accuracy.agreement
     rows: list[tuple[str, str | None]] = [
         (drop.label, f"{drop.before} → {drop.after}"),
         (
@@ -109,13 +110,16 @@ def accuracy_rows(report: Report) -> list[tuple[str, str]]:
             if accuracy.baseline_top5 is not None and accuracy.engine_top5 is not None
             else None,
         ),
-        ("drop, 95 % interval", drop.change.removeprefix("drop ")),
-        ("same answer from both", None if accuracy.agreement is None else figures.percent(accuracy.agreement)),
+        ("drop, 95 % interval" if accuracy.drop_ci95 else "drop", drop.change.removeprefix("drop ")),
+        ("same answer from both", None if agreement is None else figures.percent(agreement)),
         (
             "exact McNemar test",
             None if accuracy.mcnemar_p is None else f"p = {figures.significant(accuracy.mcnemar_p, 2)}",
         ),
-        ("cosine of the features", None if accuracy.feature_cosine is None else f"{accuracy.feature_cosine:.4f}"),
+        (
+            "cosine of the features",
+            None if accuracy.feature_cosine is None else figures.number(accuracy.feature_cosine, 4),
+        ),
         ("images", f"{accuracy.images:,}"),
         ("images that would decide", f"about {accuracy.images_to_decide:,}" if accuracy.images_to_decide else None),
     ]
@@ -142,7 +146,7 @@ def parity_rows(report: Report) -> list[tuple[str, str]]:
     if parity is None:
         return []
     return [
-        ("cosine", f"{parity.cosine:.5f}"),
+        ("cosine", figures.number(parity.cosine, 5)),
         ("largest error", f"{parity.max_abs_error:.4g}"),
         ("mean error", f"{parity.mean_abs_error:.4g}"),
         ("wanted", parity.tolerance),

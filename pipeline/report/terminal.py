@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report import figures, tables
-from pipeline.report.record import Report, Status
+from pipeline.report.record import Latency, Report, Status
 
 STYLES: dict[Status, str] = {
     "within": "bold green",
@@ -22,7 +22,8 @@ def summary(report: Report) -> RenderableType:
     """What a build came to, for printing with rich. Text from outside is never read as markup."""
     parts: list[RenderableType] = [_title(report), _verdict(report), Text(), _figures(report)]
     if report.latency_ms is not None:
-        parts += [Text(), _latency(report)]
+        parts += [Text(), _latency(report, report.latency_ms)]
+        parts += [_other_batch(latency) for latency in report.other_batches]
     if report.stages:
         parts += [Text(), _stages(report)]
     return Group(*parts)
@@ -30,23 +31,21 @@ def summary(report: Report) -> RenderableType:
 
 def _title(report: Report) -> Text:
     target = report.target
-    name = Text(figures.visible(report.name), style="bold")
-    engine = f"{figures.engine_name(report, 'engine')}, batch {target.batch}"
-    return name + Text(f" on {figures.visible(target.name)}: {figures.visible(engine)}", style="not bold")
+    engine = f"{figures.name(figures.engine_name(report, 'engine'))}, batch {target.batch}"
+    return Text.assemble((figures.name(report.name), "bold"), f" on {figures.name(target.name)}: {engine}")
 
 
 def _verdict(report: Report) -> Text:
     status = report.verdict.status
-    symbol = Text(f"{SYMBOLS[status]} ", style=STYLES[status])
     head, colon, rest = figures.visible(report.verdict.sentence).partition(":")
-    return symbol + Text(head + colon, style=STYLES[status]) + Text(rest)
+    return Text.assemble((f"{SYMBOLS[status]} {head}{colon}", STYLES[status]), rest)
 
 
 def _figures(report: Report) -> Table:
     table = _table("", "baseline", "engine", "change")
     for row in tables.headlines(report):
         table.add_row(
-            Text(figures.visible(row.label)),
+            Text(figures.name(row.label)),
             Text(row.before or figures.DASH),
             Text(row.after or figures.NOT_MEASURED, style="bold" if row.after else "italic"),
             Text(row.change or row.detail),
@@ -54,21 +53,26 @@ def _figures(report: Report) -> Table:
     return table
 
 
-def _latency(report: Report) -> Table:
-    assert report.latency_ms is not None
-    table = _table(f"ms, batch {report.latency_ms.batch}", "p50", "95 % interval", "p90", "p99")
-    for row in tables.latency_rows(report, report.latency_ms):
+def _latency(report: Report, latency: Latency) -> Table:
+    table = _table(f"ms, batch {latency.batch}, {latency.level}", "p50", "95 % interval", "p90", "p99")
+    for row in tables.latency_rows(report, latency):
         tail = [figures.DASH if value == figures.NOT_MEASURED else value for value in (row.p90, row.p99)]
-        name = Text(row.role) + Text(f" {figures.visible(row.name)}", style="dim")
+        name = Text.assemble(row.role, (f" {figures.name(row.name)}", "dim"))
         table.add_row(name, Text(row.p50, style="bold"), Text(row.interval), *map(Text, tail))
     return table
+
+
+def _other_batch(latency: Latency) -> Text:
+    change = figures.milliseconds_change(latency.baseline.p50, latency.engine.p50)
+    speedup = f"{latency.speedup:.2f}x {figures.bracket(latency.speedup_ci95, 2)}"
+    return Text(f"batch {latency.batch}, not judged: p50 {change}, {speedup}")
 
 
 def _stages(report: Report) -> Table:
     table = _table("stage", "time", "agreement", "parameters", "bytes")
     for stage in report.stages:
         table.add_row(
-            Text(figures.visible(stage.name)),
+            Text(figures.name(stage.name)),
             Text(tables.stage_time(stage)),
             Text(figures.DASH if stage.agreement is None else figures.percent(stage.agreement)),
             Text(figures.DASH if stage.params is None else figures.count(stage.params)),

@@ -1,6 +1,7 @@
-"""Example reports: a rich one with realistic figures, one with nothing optional, one with hostile names."""
+"""Example reports: a rich one with realistic figures, and one for everything that a page must bear."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from pipeline.report.record import Change, Report
 from pipeline.verdict import judge
 from targets.profile import Budget
+
+sys.path.insert(0, str(Path(__file__).parent))  # for browser.py
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "report"
 HOSTILE = (
@@ -64,6 +67,126 @@ def hostile_report() -> Report:
         reused=(text,),
         reproduce={"command": text, "recipe": text, "recipe_digest": text, "engine_sha256": text, text: text},
     )
+
+
+def judged_report(budget: Budget, **changes) -> Report:
+    """The example with other measurements, judged anew."""
+    report = example_report().replace(**changes)
+    verdict = judge(
+        budget,
+        accuracy=report.accuracy,
+        latency=report.latency_ms,
+        memory_bytes=report.memory_bytes.engine if report.memory_bytes else None,
+        engine_bytes=report.size.bytes.after,
+        parity=report.parity,
+        baseline_runtime="onnxruntime",
+    )
+    return report.replace(verdict=verdict)
+
+
+def undecided_report() -> Report:
+    """The interval of the drop straddles the budget."""
+    accuracy = example_report().accuracy.replace(images_to_decide=9200)
+    return judged_report(Budget(accuracy_drop_points=1.0), accuracy=accuracy)
+
+
+def over_report() -> Report:
+    """Too inaccurate, too large, and slower than before on an unsettled machine."""
+    full = example_report()
+    slow = full.latency_ms.engine.replace(stable=False)
+    return judged_report(
+        Budget(accuracy_drop_points=1.0, latency_p50_ms=4.0, latency_ratio=1.0, engine_bytes=4_000_000),
+        accuracy=full.accuracy.replace(engine=0.74, drop_points=5.0, drop_ci95=(3.9, 6.1)),
+        latency_ms=full.latency_ms.replace(engine=slow, ratio=1.2, ratio_ci95=(1.1, 1.3)),
+    )
+
+
+def failed_report() -> Report:
+    """The engine does not compute the model."""
+    parity = example_report().parity.replace(passed=False, cosine=-0.0123, max_abs_error=812.5)
+    return judged_report(Budget(accuracy_drop_points=1.0), parity=parity)
+
+
+def headless_report() -> Report:
+    """A model without classes: cosine and nearest neighbours."""
+    accuracy = example_report().accuracy.replace(
+        metric="knn_agreement",
+        baseline=1.0,
+        engine=0.9312,
+        drop_points=6.88,
+        drop_ci95=(6.2, 7.6),
+        agreement=0.9312,
+        feature_cosine=0.98712,
+        **dict.fromkeys(("baseline_top5", "engine_top5", "lost", "gained", "mcnemar_p")),
+    )
+    return judged_report(Budget(accuracy_drop_points=10), accuracy=accuracy)
+
+
+def quick_report() -> Report:
+    """Little measured: level quick, no p99, no histogram, no memory, one candidate, one number as accuracy."""
+    full = example_report()
+    roles = ("baseline", "unpruned", "engine")
+    few = {
+        role: getattr(full.latency_ms, role).replace(p99=None, queries=128, processes=2, histogram=()) for role in roles
+    }
+    one_number = dict.fromkeys(
+        ("baseline_top5", "engine_top5", "drop_ci95", "agreement", "lost", "gained", "mcnemar_p"), None
+    )
+    return judged_report(
+        Budget(accuracy_drop_points=1.0, latency_p99_ms=6.0, memory_bytes=10**8),
+        accuracy=full.accuracy.replace(metric="my metric", **one_number),
+        latency_ms=full.latency_ms.replace(level="quick", **few),
+        other_batches=(),
+        memory_bytes=None,
+        throughput_ips=full.throughput_ips.replace(unpruned=None),
+        candidates=tuple(one for one in full.candidates if one.chosen),
+        blocks=full.blocks[:1],
+        operators={"engine": full.operators["engine"]},
+    )
+
+
+def long_report() -> Report:
+    """Names without a place to break them, sizes beyond all others, many blocks."""
+    full = example_report()
+    long, block = "x" * 3000, full.blocks[0]
+    return full.replace(
+        name=long,
+        model=long,
+        target=full.target.replace(name=long, board=long, precision=long),
+        stages=tuple(one.replace(name=long, summary=long, facts={long: long}) for one in full.stages),
+        candidates=tuple(one.replace(reason=long) for one in full.candidates),
+        operators={role: tuple(one.replace(operator=long) for one in rows) for role, rows in full.operators.items()},
+        blocks=tuple(block.replace(index=index, heads=Change(before=12, after=0)) for index in range(64)),
+        size=full.size.replace(params=Change(before=10**12, after=10**12), bytes=Change(before=0, after=1)),
+        versions={long: long},
+        conditions={long: long},
+        reproduce={"command": long, "recipe": long, long: long},
+    )
+
+
+REPORTS = {
+    "example": example_report,
+    "bare": bare_report,
+    "hostile": hostile_report,
+    "undecided": undecided_report,
+    "over": over_report,
+    "failed": failed_report,
+    "headless": headless_report,
+    "quick": quick_report,
+    "long": long_report,
+}
+
+
+@pytest.fixture(params=REPORTS)
+def any_report(request):
+    """Each of the reports in turn."""
+    return REPORTS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def reports():
+    """All of them by name."""
+    return {name: make() for name, make in REPORTS.items()}
 
 
 @pytest.fixture
