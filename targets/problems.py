@@ -70,7 +70,7 @@ def _tell(error: ValidationError, data: Any, document: Document, prefix: Place, 
         if one["type"] == "extra_forbidden":
             keys = {key for kind in allowed_at(schema, place[:-1]) for key in kind.get("properties", ())}
             text = f"unknown key; {suggest(str(place[-1]), keys)}"
-        elif one["type"] == "missing":
+        elif one["type"] == "missing" and isinstance(one["loc"][-1], str):  # else a list is too short
             text = f"is missing; it must be {allowed}"
         elif one["type"] == "value_error":
             text = one["msg"].removeprefix("Value error, ")
@@ -89,9 +89,11 @@ def _real(loc: tuple[int | str, ...], data: Any, *, absent: bool) -> Place:
     """A place without what pydantic adds to it: names of the branches of a union."""
     place: list[str | int] = []
     for position, part in enumerate(loc):
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
-            data = data[part]  # type: ignore[index]  # a position goes with a list, a key with a mapping
-        elif not (absent and position == len(loc) - 1):
+        if isinstance(data, dict) and (part in data or (absent and position == len(loc) - 1)):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
             continue
         place.append(part)
     return tuple(place)

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, field_validator, model_validator
 
 from targets.errors import RecipeError
 from targets.problems import allowed_at, check, describe, load_record
 from targets.record import Record
-from targets.strict_yaml import Document
+from targets.strict_yaml import Document, show
 
 
 class Wheel(Record):
@@ -84,6 +84,7 @@ def test_good_data_becomes_a_record() -> None:
     assert document.problems == []
 
 
+@settings(deadline=None)
 @given(st.sets(st.sampled_from(sorted(WRONG))))
 def test_any_set_of_wrong_values_is_told_completely(keys: set[str]) -> None:
     data = {**GOOD, **{key: WRONG[key][0] for key in keys}}
@@ -124,6 +125,13 @@ def test_texts_and_truths_are_no_numbers(value: Any) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_are_finite(value: float) -> None:
     assert problems({**GOOD, "load": value}) == [f"load: must be 'auto', or a number at least 0, got {value}"]
+
+
+@pytest.mark.parametrize("value", [[1], [1, 2, 3], "big", {}])
+def test_a_list_of_another_length_is_told_as_a_whole(value: Any) -> None:
+    [said] = problems({**GOOD, "seats": value})
+
+    assert said == f"seats: must be a whole number, or [a whole number, a whole number], got {show(value)}"
 
 
 def test_what_is_no_mapping_is_no_record() -> None:

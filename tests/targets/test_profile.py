@@ -130,7 +130,7 @@ def test_a_runtime_that_cannot_be_used_says_why(choice: RuntimeChoice, reason: s
 
 def test_a_board_of_another_kind_cannot_be_used() -> None:
     other = "aarch64" if probe()["architecture"] == "x86_64" else "x86_64"
-    foreign = profile(board=Board(kind="cpu", description="another", architecture=other))
+    foreign = profile(board={"kind": "cpu", "description": "another", "architecture": other})
     exotic = profile(board=Board(kind="cpu", description="another", instruction_sets=("quantum",)))
 
     assert all(reason and other in reason for _, reason in usable_runtimes(foreign))
