@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.recipe import Recipe, Step, demo_recipe_path, load_recipe
+from pipeline.recipe import Measure, Recipe, Step, demo_recipe_path, known_stages, load_recipe
 from stages.data.source import DataSource
 from stages.distill.stage import DistillOptions
 from stages.stage import Role
@@ -295,3 +296,33 @@ def test_a_step_has_a_name_of_its_own(load: Load) -> None:
 
     assert [step.title for step in recipe.steps] == ["distill", "distill#2", "export"]
     assert all(isinstance(step, Step) for step in recipe.steps)
+
+
+# The page about recipes.
+
+
+def test_the_example_on_the_page_is_a_recipe(root: Path, load: Load) -> None:
+    page = (root / "docs" / "recipe.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+
+    assert set(yaml.safe_load(example)) == set(Recipe.model_fields) - {"text"}
+    assert load(example).steps[1].title == "distill"
+    for pair in re.findall(r"--set (?:'([^']+)'|(\S+))", page.split("```sh\n")[1].split("```")[0]):
+        assert "#" in "".join(pair) or load(example, "".join(pair))
+
+
+def test_the_page_names_every_key(root: Path) -> None:
+    page = (root / "docs" / "recipe.md").read_text()
+    keys = {*Recipe.model_fields, *Measure.model_fields, *Budget.model_fields, *known_stages()} - {"text"}
+
+    assert [key for key in keys if f"`{key}`" not in page] == []
+
+
+def test_the_problems_on_the_page_are_those_that_are_told(root: Path, problems: Problems) -> None:
+    page = (root / "docs" / "recipe.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0].replace("model:", "modle:").replace("0.75", "1.5")
+    shown = page.split("```text\n")[1].split("```")[0].splitlines()[1:]
+
+    assert sorted(re.sub(r" \(line \d+\)", "", one.strip()) for one in shown) == sorted(
+        without_line(one) for one in problems(example)
+    )

@@ -114,7 +114,8 @@ def test_a_stage_that_stands_twice_is_named_by_its_number(text: Text, load: Load
 
 
 def test_a_stage_without_options_takes_them(text: Text, load: Load) -> None:
-    for steps in (["export"], [{"export": None}], [{"export": {}}]):
+    written: list[Any] = [["export"], [{"export": None}], [{"export": {}}]]
+    for steps in written:
         assert load(text({"steps": steps}), "steps.export.opset=18").steps[0].options.opset == 18  # type: ignore[attr-defined]
 
 

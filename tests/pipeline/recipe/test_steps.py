@@ -145,7 +145,7 @@ def test_images_that_only_some_options_read_need_not_be_given(text: Text, proble
 
 
 def test_candidates_need_some_images_to_be_compared_on(text: Text, problems: Problems) -> None:
-    nothing = {"data.fit": None, "data.train": None, "data.select": None, "steps": []}
+    nothing: dict[str, Any] = {"data.fit": None, "data.train": None, "data.select": None, "steps": []}
 
     assert problems(text({**nothing, "data.fit": {"dataset": "digits"}})) == []
     [told] = problems(text(nothing))
