@@ -15,7 +15,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--headless",
-    "--no-sandbox",
+    "--no-sandbox",  # a container has no user namespaces
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",

@@ -79,3 +79,17 @@ def test_no_name_is_read_as_markup_or_command(bare, name):
     assert text.startswith("[red]")
     assert "\x1b" not in text
     assert "[/]:smile:" in text.replace("\n", "")
+
+
+def test_no_name_in_a_table_is_read_as_markup(example):
+    name = "[red]x[/]"
+    text = printed(
+        example.replace(
+            accuracy=example.accuracy.replace(metric=name),
+            stages=(example.stages[0].replace(name=name),),
+            target=example.target.replace(runtime=name),
+        ),
+        width=120,
+    )
+
+    assert text.count(name) == 5  # the engine in the title, the metric, unpruned and engine, the stage
