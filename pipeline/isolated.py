@@ -76,9 +76,7 @@ def run_isolated(
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         if not answer.exists():
-            raise errors.StageError(
-                f"{stage}: its process ended with {_ending(process.returncode)}{_last_lines(said)}"
-            )
+            raise errors.StageError(f"{stage}: its process ended with {_ending(process.returncode)}{_last_lines(said)}")
         told = json.loads(answer.read_text())
     if "error" in told:
         kind = getattr(errors, told["error"]["kind"], errors.StageError)

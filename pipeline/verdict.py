@@ -148,7 +148,7 @@ def _sentence(
     first = [_clause(check, accuracy) for check in checks if check.status == status != "within"]
     if parity is not None and not parity.passed:
         first = [
-            f"the engine's outputs are not the model's: cosine {parity.cosine:.4f}, largest error "
+            f"the engine's outputs are not the model's: cosine {figures.number(parity.cosine, 4)}, largest error "
             f"{parity.max_abs_error:.3g} on {parity.images:,} images, wanted {figures.visible(parity.tolerance)}"
         ]
     told = {check.name for check in checks if check.status == status != "within"} if status != "failed" else set()

@@ -131,7 +131,7 @@ def report(
 ) -> None:
     """Show a finished report again.
 
-    Also writes its HTML and Markdown pages anew.
+    Given the folder of a build, also writes its HTML and Markdown pages anew.
     """
     from rich.console import Console
 
@@ -143,9 +143,10 @@ def report(
         if as_json:
             typer.echo(one.model_dump_json(indent=2))
             continue
-        write_report(path.parent, one)
         Console().print(summary(one))
-        typer.echo(f"pages: {path.parent / 'report.html'}")
+        if path.name == "report.json":
+            write_report(path.parent, one)
+            typer.echo(f"pages: {path.parent / 'report.html'}")
 
 
 def _report_files(folder: Path) -> list[Path]:

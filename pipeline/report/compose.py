@@ -68,6 +68,7 @@ def compose(built: Built) -> Report:
         macs=Change(before=count_macs(built.before), after=count_macs(built.after)),
         bytes=Change(before=built.bytes_before, after=built.bytes_after),
     )
+    baseline_runtime = str(getattr(target.baselines[winner.batch].options, "runtime", ""))
     memory = _memory(validation.latencies[str(winner.batch)])
     summary = TargetSummary(
         name=target.profile.name,
@@ -76,6 +77,7 @@ def compose(built: Built) -> Report:
         runtime=winner.runtime,
         runtime_version=str(built.engine_facts.get("version", "")),
         precision=winner.precision,
+        baseline_runtime=baseline_runtime,
         batch=winner.batch,
         chosen="by measurement" if len(target.candidates) > 1 else "by recipe",
     )
@@ -92,7 +94,7 @@ def compose(built: Built) -> Report:
             memory_bytes=memory.engine,
             engine_bytes=size.bytes.after,
             parity=validation.parity,
-            baseline_runtime=target.profile.runtimes[0].name,
+            baseline_runtime=baseline_runtime,
         ),
         accuracy=validation.accuracy,
         latency_ms=judged,
@@ -164,8 +166,12 @@ def figures(measurement: "Measurement") -> LatencyFigures:
 
 
 def _histogram(samples: Sequence[float]) -> tuple[tuple[float, int], ...]:
-    """Equal bins from the fastest query to the 99th percentile; slower ones count in the last bin."""
-    low, high = samples[0], samples[min(len(samples) - 1, int(0.99 * len(samples)))]
+    """Equal bins from the fastest query to where hardly any are left; slower ones count in the last bin.
+
+    That end is the 99th percentile, or nearer where a few stragglers would squeeze all others into one bin.
+    """
+    low, middle, p90, p99 = (samples[int(share * (len(samples) - 1))] for share in (0.0, 0.5, 0.9, 0.99))
+    high = max(p90, min(p99, p90 + 2 * (p90 - middle)))
     width = (high - low) / HISTOGRAM_BINS or 1e-9
     counts = [0] * HISTOGRAM_BINS
     for sample in samples:
