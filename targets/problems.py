@@ -78,7 +78,7 @@ def _tell(error: ValidationError, data: Any, document: Document, prefix: Place, 
                 text += f", got {show(one['input'])}"
         else:
             text = f"must be {allowed}, got {show(one['input'])}"
-        found.setdefault(place, text)
+        found[place] = text
     for place, text in found.items():
         # A wrong element is told, and not that the list around it is, besides, no number.
         if not any(other[: len(place)] == place for other in found if len(other) > len(place)):

@@ -84,7 +84,7 @@ def read_file(path: Path, *, what: str, hint: str = "") -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-        text = raw.decode("utf-8-sig", errors="strict" if len(raw) <= MAX_BYTES else "replace")
+        text = raw.decode("utf-8", errors="strict" if len(raw) <= MAX_BYTES else "replace")
     except OSError as error:
         raise InputError(f"{origin} cannot be read: {error.strerror or error}{hint}") from error
     except UnicodeDecodeError as error:

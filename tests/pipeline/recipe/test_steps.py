@@ -150,6 +150,8 @@ def test_candidates_need_some_images_to_be_compared_on(text: Text, problems: Pro
     assert problems(text({**nothing, "data.fit": {"dataset": "digits"}})) == []
     [told] = problems(text(nothing))
     assert told.startswith("data.select: is missing; engines are compared on these images")
+    [told] = problems(text({**nothing, "steps": ["prune_mlp"]}))
+    assert told.startswith("data.fit: is missing; steps[0].prune_mlp")
 
 
 def test_images_that_are_wrong_are_not_called_missing(text: Text, problems: Problems) -> None:
