@@ -8,6 +8,7 @@ module = vitrim.load("out/model")       # a torch module from a folder with vit.
 figures = vitrim.validate("out/cpu/bundle", images="val.zip", labels="labels.csv")
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,8 @@ def build(
     from pipeline.recipe import load_recipe
     from pipeline.store import Store, default_store_root
 
-    loaded = load_recipe(Path(recipe), overrides=tuple(overrides))
-    if targets:
-        loaded = loaded.replace(targets=tuple(targets))
+    more = [f"targets={json.dumps(list(targets))}"] if targets else []
+    loaded = load_recipe(Path(recipe), overrides=(*overrides, *more))
     with Store(Path(store) if store else default_store_root()) as shelf:
         return run(
             loaded,

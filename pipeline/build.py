@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_answers
 from pipeline.choose import Choice, choose
 from pipeline.events import Event, Watcher, ignore
-from pipeline.keys import code_digest
+from pipeline.keys import code_digest, content_digest
 from pipeline.plan import Candidate, Plan, PlannedStep, TargetPlan, make_plan
 from pipeline.report.compose import Built, compose
 from pipeline.report.record import Report
@@ -52,6 +52,9 @@ MEASURING_CODE = (
 
 def plan_recipe(recipe: "Recipe", store: Store, *, watch: Watcher = ignore) -> Plan:
     """Open and check the images, load the targets, compute every key. Nothing runs."""
+    texts = recipe.measure.text_embeddings
+    if texts is not None and not texts.is_file():
+        raise InputError(f"measure.text_embeddings: there is no file {str(texts)!r}")
     profiles = [load_profile(name) for name in recipe.targets]
     index = store.root / "images.index"
 
@@ -279,6 +282,7 @@ class _TargetBuild:
                 "select": self._select().fingerprint,
                 "evaluate": evaluate.fingerprint if evaluate else None,
                 "measure": recipe.measure.model_dump(mode="json"),
+                "texts": content_digest(recipe.measure.text_embeddings) if recipe.measure.text_embeddings else None,
                 "budget": self.target.budget.accuracy_drop_points,
                 "code": code_digest(MEASURING_CODE),
             }

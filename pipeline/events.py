@@ -27,7 +27,7 @@ class Event:
 class Watcher(Protocol):
     """Receives every event; the command line has one for terminals, one for plain lines and one for JSON."""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, /) -> None:
         """Take one event."""
 
 

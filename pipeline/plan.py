@@ -160,7 +160,7 @@ class Planner:
         last = start
         for step in self.recipe.steps:
             stage = get_stage(step.stage)
-            if step.stage in (*SOURCE_STAGES, "compile"):
+            if step.stage in SOURCE_STAGES:
                 continue
             if only and stage.consumes != only and step.stage != "export":
                 continue

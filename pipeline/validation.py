@@ -226,7 +226,7 @@ def _zero_shot(subject: Subject, features: "Floats") -> "Floats":
         raise InputError(
             "metric 'zero_shot' needs measure.text_embeddings: a .npy or .safetensors file [classes, width]"
         )
-    return zero_shot_logits(features, load_text_embeddings(Path(subject.measure.text_embeddings)))
+    return zero_shot_logits(features, load_text_embeddings(subject.measure.text_embeddings))
 
 
 def _by_command(subject: Subject) -> Accuracy:

@@ -34,12 +34,12 @@ def build(
 
     Finished steps are kept in the store: after an interruption the same command goes on where it stopped.
     """
-    overrides = _overrides(set_, checkpoint)
-    loaded = _load(recipe, target, overrides)
+    overrides = _overrides(set_, checkpoint, target)
+    loaded = _load(recipe, overrides)
     if dry_run:
         _show_plan(loaded, store, as_json=as_json)
         return
-    command = _command(recipe, target, overrides)
+    command = _command(recipe, overrides)
     _build(loaded, output=output, store=store, resume=resume, strict=strict, as_json=as_json, command=command)
 
 
@@ -55,7 +55,7 @@ def plan(
 
     Each with its key, and whether it is finished already.
     """
-    _show_plan(_load(recipe, target, _overrides(set_, checkpoint)), store, as_json=as_json)
+    _show_plan(_load(recipe, _overrides(set_, checkpoint, target)), store, as_json=as_json)
 
 
 def validate(
@@ -97,7 +97,7 @@ def demo(
     """
     from pipeline.recipe import demo_recipe_path
 
-    loaded = _load(demo_recipe_path(), None, set_)
+    loaded = _load(demo_recipe_path(), set_)
     _build(loaded, output=output, store=store, resume=True, strict=False, as_json=as_json, command="vitrim demo")
 
 
@@ -123,15 +123,17 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _overrides(pairs: list[str] | None, checkpoint: Path | None) -> list[str]:
-    return [*(pairs or ()), *([f"model.checkpoint={json.dumps(str(checkpoint))}"] if checkpoint else ())]
+def _overrides(pairs: list[str] | None, checkpoint: Path | None, targets: list[str] | None) -> list[str]:
+    """What the options say, as overrides of the recipe: one way to change it, with one kind of message."""
+    more = [f"model.checkpoint={json.dumps(str(checkpoint))}"] if checkpoint else []
+    more += [f"targets={json.dumps(targets)}"] if targets else []
+    return [*(pairs or ()), *more]
 
 
-def _load(path: Path, targets: list[str] | None, overrides: list[str] | None) -> "Recipe":
+def _load(path: Path, overrides: list[str] | None) -> "Recipe":
     from pipeline.recipe import load_recipe
 
-    recipe: Recipe = load_recipe(path, overrides=tuple(overrides or ()))
-    return recipe.replace(targets=tuple(targets)) if targets else recipe
+    return load_recipe(path, overrides=tuple(overrides or ()))
 
 
 def _build(
@@ -172,13 +174,10 @@ def _build(
         raise typer.Exit(worst)
 
 
-def _command(recipe: Path, targets: list[str] | None, overrides: list[str] | None) -> str:
+def _command(recipe: Path, overrides: list[str]) -> str:
     import shlex
 
-    words = ["vitrim", "build", str(recipe)]
-    words += [word for name in targets or () for word in ("--target", name)]
-    words += [word for pair in overrides or () for word in ("--set", pair)]
-    return shlex.join(words)
+    return shlex.join(["vitrim", "build", str(recipe), *(word for pair in overrides for word in ("--set", pair))])
 
 
 def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
