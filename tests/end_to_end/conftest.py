@@ -55,7 +55,13 @@ def vitrim(tmp_path: Path) -> Run:
             text=True,
             timeout=timeout,
             check=False,
-            env={**os.environ, "VITRIM_STORE": str(tmp_path / "store"), "COLUMNS": "80", **environment},
+            env={
+                **os.environ,
+                "VITRIM_STORE": str(tmp_path / "store"),
+                "COLUMNS": "80",
+                "OMP_NUM_THREADS": "1",  # so small a model only waits for a second thread
+                **environment,
+            },
             cwd=Path(__file__).resolve().parents[2],
         )
 
