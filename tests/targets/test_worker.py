@@ -99,12 +99,19 @@ def test_a_runtime_that_prints_does_not_disturb_the_protocol(tmp_path: Path) -> 
 
 
 def test_ctrl_c_ends_the_worker_at_once(tmp_path: Path) -> None:
+    engine = sleep_runtime.make_engine(tmp_path / "engine", milliseconds=60_000)
+    worker = sleeper()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), sleeper() as worker:
-        worker.load(sleep_runtime.make_engine(tmp_path / "engine", milliseconds=60_000))
-        worker.rotate(images(2))
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        worker.measure(1)
+
+    def interrupted() -> None:
+        with worker:
+            worker.load(engine)
+            worker.rotate(images(2))
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            worker.measure(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
     assert not is_alive(worker.pid)
     assert time.monotonic() - start < 50

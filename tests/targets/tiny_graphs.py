@@ -35,7 +35,7 @@ def answer(pixels: Floats) -> Floats:
 
 
 def save_fp32(path: Path, batch: int | str | None = "batch") -> Path:
-    """Reshape, MatMul, Add, LayerNormalization, MatMul, Softmax. batch: a name (dynamic), a number or None (unnamed)."""
+    """Reshape, MatMul, Add, LayerNormalization, MatMul, Softmax. batch: a name (dynamic), a number, None (unnamed)."""
     nodes = [
         helper.make_node("Reshape", ["image", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "embed"], ["embedded"]),

@@ -36,7 +36,7 @@ def simulated(
     speed: float = 1.0,
     drift: "np.ndarray | float" = 1.0,
 ) -> Measurement:
-    """Processes 0.5 % apart, queries with 2 % spread. shape: processes, blocks, queries; drift: the machine's [R, B, 1]."""
+    """Processes 0.5 % apart, queries with 2 % spread. shape: [R processes, B blocks, queries]; drift: [R, B, 1]."""
     shift = 1 + 0.005 * random.normal(size=(shape[0], 1, 1))
     return measurement((speed * drift * shift * (1 + 0.02 * random.normal(size=shape))).tolist())
 

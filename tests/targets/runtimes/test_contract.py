@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_graphs import CLASSES, SIZE, answer, images, save_fp32, save_int8
+
 from targets.errors import InputError, UnknownNameError, WorkerError
 from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
 from targets.runtimes.catalog import CATALOG, get_runtime
 from targets.runtimes.engine import ENGINE_FILE, engine_digest
 from targets.worker import Worker
-from tiny_graphs import CLASSES, SIZE, answer, images, save_fp32, save_int8
 
 PRECISIONS = [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32"), ("openvino", "int8")]
 
