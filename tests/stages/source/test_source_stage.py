@@ -68,6 +68,7 @@ def test_a_checkpoint_becomes_a_model_folder_with_its_facts(run: Run, checkpoint
     with torch.no_grad():
         torch.testing.assert_close(outputs(tmp_path / "output", images), trained()(images), rtol=1e-5, atol=1e-5)
     assert dict(result.facts) == {
+        "summary": f"{NAME}, weights: checkpoint",
         "architecture": NAME,
         "params": count_params(spec),
         "macs": count_macs(spec),
