@@ -12,6 +12,8 @@ import typer
 from pipeline.cli import build, inspect, store
 from targets.errors import VitrimError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="vitrim",
     help="Prune, distil, quantize and compile a Vision Transformer for a hardware target, and prove the result on it.",
@@ -52,8 +54,9 @@ def main() -> None:
     except VitrimError as error:
         typer.echo(f"vitrim: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("\nvitrim: interrupted; nothing is lost: run the same command again to go on", err=True)
-        sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:  # typer makes this of Ctrl-C
+            typer.echo("\nvitrim: interrupted; nothing is lost: run the same command again to go on", err=True)
+        raise
     except BrokenPipeError:
         sys.exit(1)

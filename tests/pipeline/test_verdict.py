@@ -197,8 +197,8 @@ def test_over_and_undecided_say_first_what_decided():
         "top-1 drop 0.6 points [\N{MINUS SIGN}0.2, 1.4] of at most 2.0, on 1,100 images"
     )
     assert open_.sentence == (
-        "undecided: top-1 drop 0.6 points [\N{MINUS SIGN}0.2, 1.4] of at most 1.0, on 300 images (about 5,230 images would decide); "
-        "2.0x slower than fp32 ONNX Runtime (8.4 → 4.3 ms)"
+        "undecided: top-1 drop 0.6 points [\N{MINUS SIGN}0.2, 1.4] of at most 1.0, on 300 images "
+        "(about 5,230 images would decide); 2.0x slower than fp32 ONNX Runtime (8.4 → 4.3 ms)"
     )
 
 
