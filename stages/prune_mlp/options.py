@@ -40,7 +40,7 @@ class PruneMlpOptions(Record):
         ge=0,
         description="passes over the images in which each pruned MLP is trained by itself, towards the source",
     )
-    refine_lr: float = Field(default=1e-3, gt=0, description="peak learning rate of Adam in these passes")
+    refine_lr: float = Field(default=2e-3, gt=0, description="peak learning rate of Adam in these passes")
     images: int | None = Field(default=1024, gt=0, description="at most so many of the images of fit; null: all")
 
     @model_validator(mode="before")

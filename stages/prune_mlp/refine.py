@@ -18,6 +18,9 @@ from stages.prune_mlp.neurons import mlp_of
 from stages.vit.model import Block
 from stages.vit.sweep import HELD_OUT, Visit
 
+TOKENS = 1024
+"""of a step"""
+
 
 def refine(visit: Visit, *, passes: int, lr: float) -> dict[str, float]:
     """Train the MLP of the visited block in place; returns its relative error on held-out images before and after.
@@ -31,18 +34,24 @@ def refine(visit: Visit, *, passes: int, lr: float) -> dict[str, float]:
     parameters = list(mlp_of(block).parameters())
     kept = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    steps, step = passes * (chunks - held_out), 0
+    batches = [_batches(pair[0]) for pair in islice(visit.pairs(), chunks - held_out)]
+    steps, step = passes * sum(batches), 0
+    order = torch.Generator().manual_seed(visit.index)
     with torch.enable_grad():
         for parameter in parameters:
             parameter.requires_grad_(True)
         for _ in range(passes):
-            for pair in islice(visit.pairs(), chunks - held_out):
-                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-                missed, energy = _missed(block, *pair)
-                for parameter, slope in zip(parameters, torch.autograd.grad(missed / energy, parameters), strict=True):
-                    parameter.grad = slope
-                optimizer.step()
-                step += 1
+            for entering, leaving, weights in islice(visit.pairs(), chunks - held_out):
+                tokens = [entering.flatten(0, 1), leaving.flatten(0, 1), weights.flatten()]
+                drawn = torch.randperm(len(tokens[0]), generator=order).to(entering.device)
+                for some in drawn.chunk(_batches(entering)):
+                    optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+                    missed, energy = _missed(block, *(part[some] for part in tokens))
+                    slopes = torch.autograd.grad(missed / energy, parameters)
+                    for parameter, slope in zip(parameters, slopes, strict=True):
+                        parameter.grad = slope
+                    optimizer.step()
+                    step += 1
         for parameter in parameters:
             parameter.grad = None
     after = _error(block, islice(visit.pairs(), chunks - held_out if held_out else 0, None))
@@ -52,9 +61,14 @@ def refine(visit: Visit, *, passes: int, lr: float) -> dict[str, float]:
     return {"error_before": before, "error_after": after}
 
 
+def _batches(entering: Tensor) -> int:
+    """Steps that the tokens of a chunk [B, N, D] are good for."""
+    return math.ceil(entering.shape[0] * entering.shape[1] / TOKENS)
+
+
 def _missed(block: Block, entering: Tensor, leaving: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted squared error of what the MLP adds, and weighted energy of what it should add."""
-    wanted = leaving - entering  # [B, N, D]
+    wanted = leaving - entering  # [..., D]
     given = block.after_mlp(entering) - entering
     weight = weights[..., None]
     return ((given - wanted) ** 2 * weight).mean(), (wanted**2 * weight).mean()
