@@ -47,10 +47,12 @@ def choose(candidates: list[Agreement]) -> int:
     """Index of the candidate to take: the best share; among those within its standard error, the least divergence.
 
     The error is that of the difference on the same images (for shares of equal answers: McNemar's), so that a few
-    images do not outvote the divergence, which sees all classes of all images.
+    images do not outvote the divergence, which sees all classes of all images. Whoever is nearer to the best than
+    one within its error counts as within it too.
     """
     best = max(candidates, key=lambda one: one.share)
-    tied = [index for index, one in enumerate(candidates) if _is_tie(best.scores - one.scores)]
+    lowest = min(one.share for one in candidates if _is_tie(best.scores - one.scores))
+    tied = [index for index, one in enumerate(candidates) if one.share >= lowest]
     return min(tied, key=lambda index: candidates[index].divergence)
 
 

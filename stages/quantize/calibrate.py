@@ -41,13 +41,13 @@ class Job(Record):
 
 def quantize_by_nncf(job: Job) -> None:
     """Quantize one graph: all MatMuls and convolutions whose inputs NNCF's transformer scheme allows."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else NNCF reports every run to its makers
     import nncf
     import onnx
     from nncf.onnx.quantization.backend_parameters import BackendParameters
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
-        QuantizationParameters,
     )
 
     _limit_threads(job.threads)
@@ -78,11 +78,11 @@ def quantize_by_nncf(job: Job) -> None:
                 matmul=-1 if job.alpha == "off" else job.alpha,
                 convolution=-1,  # the patch embedding reads pixels, whose channels are alike
             ),
-            # TensorRT knows no unsigned int8, which NNCF takes for what is never negative.
-            activations_quantization_params=QuantizationParameters(signedness_to_force=True) if job.symmetric else None,
             backend_params=weights_beside,
         ),
     )
+    if job.symmetric:
+        _make_signed(quantized)
     _strip(quantized)
     unfinished = job.output.with_suffix(".part")
     onnx.save(quantized, unfinished)
@@ -99,6 +99,24 @@ def _limit_threads(threads: int) -> None:
             self.intra_op_num_threads = threads
 
     onnxruntime.SessionOptions = Settings
+
+
+def _make_signed(model: Any) -> None:
+    """Turn unsigned zero points, which NNCF 3.4 takes for what is never negative, into signed ones: TensorRT's only."""
+    from onnx import TensorProto, numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        _, scale, zero = node.input
+        if tensors[zero].data_type == TensorProto.UINT8:  # 0 to 255 becomes 0 to 127
+            wider = numpy_helper.to_array(tensors[scale]) * np.float32(255 / 127)
+            tensors[scale].CopyFrom(numpy_helper.from_array(wider, scale))
+            tensors[zero].CopyFrom(numpy_helper.from_array(np.zeros(tensors[zero].dims, np.int8), zero))
+    for value in model.graph.value_info:
+        if value.type.tensor_type.elem_type == TensorProto.UINT8:
+            value.type.tensor_type.elem_type = TensorProto.INT8
 
 
 def _strip(model: Any) -> None:

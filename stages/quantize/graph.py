@@ -22,7 +22,9 @@ def read_graph(path: Path) -> onnx.GraphProto:
 
 
 def check_can_be_quantized(graph: onnx.GraphProto) -> None:
-    """Raise InputError for a graph that is quantized already, or whose batch is fixed above 1."""
+    """Raise InputError for a graph without matrix products, quantized already, or with a batch fixed above 1."""
+    if not any(node.op_type in WEIGHTED for node in graph.node):
+        raise InputError(f"the graph holds no {' or '.join(WEIGHTED)}: there is nothing to quantize")
     found = sorted({node.op_type for node in graph.node if node.op_type in QUANTIZED})
     if found:
         raise InputError(f"the graph is quantized already (it holds {', '.join(found)}); start from the export step")
@@ -35,13 +37,19 @@ def check_can_be_quantized(graph: onnx.GraphProto) -> None:
 
 
 def match_nodes(graph: onnx.GraphProto, patterns: Sequence[str]) -> list[str]:
-    """Names of the nodes that a pattern fits, in graph order; raises InputError for a pattern that fits none."""
+    """Names of the nodes that a pattern fits, in graph order.
+
+    Raises InputError for a pattern that fits none, and for patterns that leave no matrix product.
+    """
     names = [node.name for node in graph.node]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             shown = [node.name for node in graph.node if node.op_type in WEIGHTED][:4]
             raise InputError(f"keep_float {pattern!r} fits no node; nodes are named like {', '.join(shown)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not {node.name for node in graph.node if node.op_type in WEIGHTED} - set(found):
+        raise InputError(f"keep_float {', '.join(map(repr, patterns))} keeps every matrix product in fp32; keep fewer")
+    return found
 
 
 def count_quantized(graph: onnx.GraphProto) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from stages.quantize.graph import check_can_be_quantized, count_quantized, match
 from stages.stage import Role, StageContext, StageResult
 from stages.vit.files import LABELS_FILE, load_spec
 from stages.vit.spec import SPEC_FILE
-from targets.preprocess import Preprocess
+from targets.errors import InputError
 from targets.worker import Worker
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ log = logging.getLogger("vitrim.quantize")
 
 GRAPH_FILE = "model.onnx"
 BATCH = 16
+CALIBRATING = 0.8
+"""share of the time that calibration takes; the rest compares"""
 COLLAPSED_BELOW = 0.5
 """agreement (or cosine) under which a graph is no longer the model it came from"""
 
@@ -59,8 +61,7 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
     size = sum(file.stat().st_size for file in context.input.glob(f"{GRAPH_FILE}*"))
     seconds = make_candidates(jobs, model_bytes=size, tell=lambda message, share: context.tell(message, _scale(share)))
 
-    context.tell("comparing with fp32", 0.8)
-    found = _compare_all(source, [job.output for job in jobs], select, preprocess, context.scratch)
+    found = _compare_all(source, jobs, select, context)
     best = choose(found)
     shutil.copyfile(jobs[best].output, context.output / GRAPH_FILE)
     onnx.checker.check_model(str(context.output / GRAPH_FILE), full_check=True)
@@ -105,26 +106,32 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
 
 
 def _draw(images: "ImageSet", count: int | None, *, seed: int) -> "ImageSet":
-    """Some images by chance, in order: the first ones by name would be of one class."""
+    """Some images by chance, in order: the first ones by name would be of one class. Raises InputError for none."""
+    if len(images) == 0:
+        raise InputError(f"{images.role} holds no images, but ranges and alpha are chosen by them; give it some")
     if count is None or count >= len(images):
         return images
     return images.subset(np.sort(np.random.default_rng(seed).permutation(len(images))[:count]))
 
 
-def _compare_all(
-    source: Path, graphs: list[Path], select: "ImageSet", preprocess: Preprocess, scratch: Path
-) -> list[Agreement]:
-    """Answers of each graph against those of the source graph, in ONNX Runtime on this machine's CPU."""
-    pixels = select.uint8(preprocess, folder=scratch)
+def _compare_all(source: Path, jobs: list[Job], select: "ImageSet", context: StageContext) -> list[Agreement]:
+    """Answers of each candidate against those of the source graph, in ONNX Runtime on this machine's CPU."""
+    preprocess = jobs[0].preprocess
+    pixels = select.uint8(preprocess, folder=context.scratch)
+    found = []
     with Worker() as worker:
 
-        def answer(path: Path) -> dict[str, Any]:
-            loaded = worker.load(path, runtime="onnxruntime")
+        def answer(path: Path, precision: str) -> dict[str, Any]:
+            loaded = worker.load(path, runtime="onnxruntime", precision=precision)
             return worker.infer(pixels, batch=loaded.inputs[0]["shape"][0] or BATCH, preprocess=preprocess)
 
-        reference = answer(source)
-        return [compare(reference, answer(graph)) for graph in graphs]
+        context.tell("fp32 answers", CALIBRATING)
+        reference = answer(source, "fp32")
+        for index, job in enumerate(jobs, start=1):
+            context.tell(f"comparing alpha {job.alpha}", CALIBRATING + (1 - CALIBRATING) * index / (len(jobs) + 1))
+            found.append(compare(reference, answer(job.output, "int8")))
+    return found
 
 
 def _scale(share: float | None) -> float | None:
-    return None if share is None else 0.8 * share
+    return None if share is None else CALIBRATING * share
