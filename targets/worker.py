@@ -81,6 +81,7 @@ class Worker:
     ) -> None:
         self._threads, self._limit_seconds, self._runtimes = threads, limit_seconds, dict(runtimes or {})
         self._unread = b""
+        self._heard = 0  # bytes of standard error that belong to requests answered before
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="vitrim-worker-")
@@ -210,10 +211,13 @@ class Worker:
         except ValueError as error:
             raise self._failure(f"the worker answered {what!r} with {line[:80]!r}") from error
         if "error" not in answer:
+            self._heard = self._said()
             return answer["result"]
         kind, message = answer["error"]["kind"], answer["error"]["message"]
         if kind in _INPUT_ERRORS:
             raise InputError(message)
+        if kind == WorkerError.__name__:  # it says all there is to say
+            raise WorkerError(f"{what} failed: {message}")
         raise self._failure(f"{what} failed in the worker: {message}")
 
     def _line(self, what: str, limit_seconds: float) -> bytes:
@@ -245,11 +249,15 @@ class Worker:
         return self._failure(f"the worker {how} at {what!r}{why}")
 
     def _failure(self, message: str) -> WorkerError:
-        """Make an error with the last lines that the worker wrote to standard error."""
-        size = os.fstat(self._words.fileno()).st_size
-        tail = os.pread(self._words.fileno(), 4096, max(0, size - 4096)).decode(errors="replace")
+        """Make an error with the last lines that the worker wrote to standard error since its last answer."""
+        start = max(self._heard, self._said() - 4096)
+        tail = os.pread(self._words.fileno(), 4096, start).decode(errors="replace")
         lines = [line.strip() for line in tail.splitlines() if line.strip()][-3:]
         return WorkerError(f"{message}; its last words: {' | '.join(lines)}" if lines else message)
+
+    def _said(self) -> int:
+        """Bytes of standard error so far."""
+        return os.fstat(self._words.fileno()).st_size
 
     def _leave(self, *, at_once: bool) -> None:
         """End the process and close what was open for it."""

@@ -183,7 +183,7 @@ def _open(path: Path, settings: Any, options: dict[str, Any]) -> Any:
     try:
         session = _import().InferenceSession(str(path), settings, providers=[PROVIDER], disabled_optimizers=disabled)
     except Exception as error:  # the library's exceptions share no base but RuntimeError and ValueError
-        raise WorkerError(f"onnxruntime cannot load {path.name!r}: {str(error).strip()}") from error
+        raise WorkerError(f"onnxruntime cannot load {path.name!r}: {' '.join(str(error).split())}") from error
     if session.get_providers() != [PROVIDER]:
         raise WorkerError(f"onnxruntime fell back to {session.get_providers()}, wanted {PROVIDER}")
     return session

@@ -132,7 +132,7 @@ class OpenVinoSession:
         try:
             return _import().Core().compile_model(graph, "CPU", properties)
         except RuntimeError as error:
-            raise WorkerError(f"openvino cannot compile {self._path.name!r}: {error}") from error
+            raise WorkerError(f"openvino cannot compile {self._path.name!r}: {_reason(error)}") from error
 
     def _executed(self) -> list[tuple[str, str]]:
         """(kind, precision) of each node of the execution graph that computes."""
@@ -152,7 +152,13 @@ def _read(path: Path) -> Any:
     try:
         return _import().Core().read_model(str(path))
     except RuntimeError as error:
-        raise WorkerError(f"openvino cannot read {path.name!r}: {error}") from error
+        raise WorkerError(f"openvino cannot read {path.name!r}: {_reason(error)}") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """One line of its several, without the places in its source code."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check ")))
 
 
 def _fix_batch(graph: Any, batch: int) -> None:

@@ -1,7 +1,7 @@
 """A runtime that sleeps instead of computing, so that what is measured is known; it can also fail on purpose.
 
 Its engine is one JSON file: milliseconds per query, stall_every n queries for stall_milliseconds, and `fail`:
-noise (prints to standard output), raise, exit, hang.
+noise (prints to standard output), complain (to standard error), raise, exit, exit silently, hang.
 """
 
 import json
@@ -61,6 +61,10 @@ class SleepSession:
                 raise RuntimeError("no kernel for this")
             case "exit":
                 os.write(2, b"a library aborts\n")
+                os._exit(3)
+            case "complain":
+                os.write(2, b"a library complains\n")
+            case "exit silently":
                 os._exit(3)
             case "hang":
                 time.sleep(600)

@@ -75,10 +75,22 @@ def test_an_exception_of_the_runtime_is_told_and_the_worker_goes_on(tmp_path: Pa
     with sleeper() as worker:
         worker.load(sleep_runtime.make_engine(tmp_path / "engine", fail="raise"))
 
-        with pytest.raises(WorkerError, match="RuntimeError: no kernel for this"):
+        with pytest.raises(WorkerError, match=r"RuntimeError: no kernel for this; its last words: .*RuntimeError"):
             worker.infer(images(1))
         worker.load(sleep_runtime.make_engine(tmp_path / "other"))
         assert worker.infer(images(1))["mean"].shape == (1,)
+        with pytest.raises(WorkerError, match=r"^measure failed: no images to measure with[^|]*$"):
+            worker.measure(1)
+
+
+def test_last_words_are_about_the_last_request(tmp_path: Path) -> None:
+    with sleeper() as worker:
+        worker.load(sleep_runtime.make_engine(tmp_path / "noisy", fail="complain"))
+        worker.infer(images(1))
+        worker.load(sleep_runtime.make_engine(tmp_path / "silent", fail="exit silently"))
+
+        with pytest.raises(WorkerError, match=r"exit code 3 at 'infer'$"):
+            worker.infer(images(1))
 
 
 def test_a_hanging_worker_is_ended_at_its_limit(tmp_path: Path) -> None:
