@@ -119,13 +119,11 @@ class _TargetBuild:
         from pipeline.report.files import write_report
 
         self.runner.target = self.target.profile.name
-        for role, images in self.plan.images.items():
-            self.runner.bring(self.plan.source)
-            if role == Role.EVALUATE:
-                check_labels(images, self._spec(self.plan.source).classes)
+        self.runner.bring(self.plan.source)
+        before = self._spec(self.plan.source)
+        self._check_labels(before)
         for step in self.target.steps():
             self.runner.bring(step)
-        before = self._spec(self.plan.source)
         baseline = self._engine(self.target.baselines[self.target.profile.batch])
         lazy = _Reference(self, baseline, before)
         agreements = self._check("compare stages", lambda tell: self._stage_agreements(lazy, tell))
@@ -166,6 +164,18 @@ class _TargetBuild:
             spec_folder=self._model(winner).folder,
         )
         return report
+
+    def _check_labels(self, before: ViTSpec) -> None:
+        """Refuse labels that the answers cannot have, as soon as it is known what they can."""
+        evaluate, texts = self.plan.images.get(Role.EVALUATE), self.plan.recipe.measure.text_embeddings
+        if evaluate is None:
+            return
+        if texts is not None:
+            from pipeline.features import load_text_embeddings
+
+            check_labels(evaluate, len(load_text_embeddings(texts)))
+        elif before.classes:
+            check_labels(evaluate, before.classes)
 
     # Choosing.
 

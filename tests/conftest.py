@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as pipeline does, before anything imports torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
