@@ -11,11 +11,11 @@ from tiny_graphs import images, save_fp32
 from targets.errors import InputError
 from targets.measure.latency import LEVELS, EngineUnderTest, Procedure, compare
 from targets.measure.measurement import Comparison
-from targets.measure.percentiles import p50_of, paired_ratio, tail_percentile
+from targets.measure.percentiles import p50_ci95, p50_of, paired_ratio, tail_percentile
 from targets.worker import Worker
 
 PROCEDURE = Procedure(
-    processes=2, queries=64, seconds=0, blocks=16, warmup_queries=5, warmup_seconds=0, warmup_limit_seconds=2
+    processes=2, queries=64, seconds=0, blocks=16, warmup_queries=5, warmup_seconds=0, warmup_limit_seconds=10
 )
 
 
@@ -39,6 +39,9 @@ def test_a_known_latency_is_measured_right(tmp_path: Path) -> None:
 
     assert 6 <= p50_of(found["baseline"]) < 7
     assert 4 <= p50_of(found["engine"]) < 5
+    low, high = p50_ci95(found["engine"])
+    assert 4 <= low <= p50_of(found["engine"]) <= high < 5
+    assert not any("unstable_warmup" in one.flags for one in found.values())
     ratio, (low, high) = paired_ratio(found["baseline"], found["engine"])
     assert 1.3 < low <= ratio <= high < 1.6
     ratio, (low, high) = paired_ratio(found["again"], found["engine"])
@@ -48,16 +51,26 @@ def test_a_known_latency_is_measured_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.serial
-def test_a_stall_shows_in_the_tail_and_not_in_the_median(tmp_path: Path) -> None:
-    plan = {"milliseconds": 2, "stall_every": 8, "stall_milliseconds": 40}
+@pytest.mark.parametrize(
+    ("stall_every", "slow"),
+    [(8, {0.9: True, 0.99: True}), (50, {0.9: False, 0.99: True}), (10_000, {0.9: False})],
+    ids=["one in 8 stalls", "one in 50 stalls", "none stalls"],
+)
+def test_stalls_show_in_the_tails_they_belong_to_and_not_in_the_median(
+    tmp_path: Path, stall_every: int, slow: dict[float, bool]
+) -> None:
+    plan = {"milliseconds": 1, "stall_every": stall_every, "stall_milliseconds": 30}
+    procedure = Procedure(
+        processes=2, queries=400, seconds=0, blocks=8, warmup_queries=5, warmup_seconds=0, warmup_limit_seconds=1
+    )
 
-    measurement = compare_sleepers(tmp_path, engine=plan).measurements["engine"]
+    measurement = compare_sleepers(tmp_path, procedure, engine=plan).measurements["engine"]
 
     samples = [sample for run in measurement.runs for sample in run.samples]
-    p90 = tail_percentile(samples, 0.90)
-    assert 2 <= p50_of(measurement) < 5
-    assert p90 is not None
-    assert p90 >= 40
+    tails = {share: tail_percentile(samples, share) for share in slow}
+    assert len(samples) == 800
+    assert 1 <= p50_of(measurement) < 5
+    assert {share: tail is not None and tail >= 30 for share, tail in tails.items()} == slow
 
 
 def test_everything_needed_to_judge_a_comparison_is_in_its_record(tmp_path: Path) -> None:
@@ -74,6 +87,7 @@ def test_everything_needed_to_judge_a_comparison_is_in_its_record(tmp_path: Path
     assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
 
 
+@pytest.mark.serial
 def test_a_fast_engine_gets_more_queries_until_the_time_is_full(tmp_path: Path) -> None:
     procedure = Procedure(
         processes=1, queries=10, seconds=0.5, blocks=5, warmup_queries=9, warmup_seconds=0, warmup_limit_seconds=2
