@@ -1,4 +1,4 @@
-"""pipeline: runs stages for targets."""
+"""How a run is planned, cached, judged and told: the top layer."""
 
 import os
 
