@@ -59,7 +59,10 @@ def fold_layer_scale(model: ViT) -> None:
 
 
 def trace(model: ViT, *, outputs: Sequence[str], batch: Batch, opset: int) -> ir.Model:
-    """Export with torch's dynamo exporter, which also folds constants. Raises StageError where it cannot."""
+    """Export with torch's dynamo exporter, which also folds constants.
+
+    Raises StageError where it cannot, and where the model needs a newer opset: torch writes that one without a word.
+    """
     spec = model.spec
     # Two images, because torch takes a dynamic dimension of size 1 for a constant.
     size = 2 if batch == "dynamic" else batch
@@ -81,6 +84,9 @@ def trace(model: ViT, *, outputs: Sequence[str], batch: Batch, opset: int) -> ir
             raise StageError(f"export: torch could not trace the model: {str(error).splitlines()[0]}") from error
     assert program is not None  # it is None only for the old exporter
     graph: ir.Model = program.model
+    written = graph.opset_imports[""]
+    if written != opset:
+        raise StageError(f"export: this model cannot be written in opset {opset}, only in {written}; set opset to that")
     return graph
 
 
