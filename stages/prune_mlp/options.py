@@ -35,12 +35,18 @@ class PruneMlpOptions(Record):
     ridge: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         default="auto", description="of the fit, in units of the neurons' mean variance; auto: best on images held out"
     )
+    take_back: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="share of the error of the blocks before that a block is to take back; sequential repair only",
+    )
     refine: int = Field(
         default=0,
         ge=0,
         description="passes over the images in which each pruned MLP is trained by itself, towards the source",
     )
-    refine_lr: float = Field(default=2e-3, gt=0, description="peak learning rate of Adam in these passes")
+    refine_lr: float = Field(default=3e-3, gt=0, description="peak learning rate of Adam in these passes")
     images: int | None = Field(default=1024, gt=0, description="at most so many of the images of fit; null: all")
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ from stages.prune_mlp.refine import refine
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.model import Block, ViT
 from stages.vit.moments import Moments
-from stages.vit.repair import best_ridge, fit, relative_error
+from stages.vit.repair import Fit, best_ridge, fit, lean, relative_error
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
 from targets.errors import InputError
@@ -108,7 +109,7 @@ def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit
     """Cut a block to so many neurons, fit its fc2 again if asked to, and return facts. visit: None without images."""
     mlp = mlp_of(block)
     facts: dict[str, Any] = {"width_before": mlp.fc2.in_features, "width_after": width}
-    hold_out = options.repair != "none" and options.ridge == "auto"
+    hold_out = options.repair != "none" and (options.ridge == "auto" or options.refine > 0)
     if visit is None:
         apply(block, offers(mlp, None, method=options.method, count=width).picks)
         return facts
@@ -120,7 +121,8 @@ def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit
             f"{moments.tokens} tokens of calibration images cannot describe {mlp.fc2.in_features} neurons; give more "
             f"images of fit: {TOKENS_PER_NEURON} tokens per neuron are a good measure"
         )
-    kept = offers(mlp, moments, method=options.method, count=width).picks
+    aim = partial(_aim, as_it_was=last_layer(block), options=options)
+    kept = offers(mlp, aim(moments), method=options.method, count=width).picks
     apply(block, kept)
     if options.repair == "none":
         return {**facts, "tokens": moments.tokens, "relative_error": relative_error(moments, kept, last_layer(block))}
@@ -128,13 +130,29 @@ def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit
     if not isinstance(mlp.norm, nn.Identity):  # fewer neurons changed its statistics, so look again at what leaves it
         fitted, held_out = visit.moments(hold_out=hold_out)
         moments, kept = _joined(fitted, held_out), torch.arange(width, device=kept.device)
-    ridge = options.ridge if options.ridge != "auto" else best_ridge(fitted, held_out or fitted, kept)
-    layer = fit(moments, kept, ridge=ridge)
-    refit(block, layer)
+        aim = partial(_aim, as_it_was=None, options=options)
+    ridge = options.ridge
+    if ridge == "auto":
+        ridge = best_ridge(aim(fitted), aim(held_out or fitted), kept)
+    layer = fit(aim(moments), kept, ridge=ridge)
     facts |= {"tokens": moments.tokens, "relative_error": relative_error(moments, kept, layer), "ridge": ridge}
     if options.refine:
-        facts["refined"] = refine(visit, passes=options.refine, lr=options.refine_lr)
+        refit(block, fit(aim(fitted), kept, ridge=ridge))  # so that it has not seen the images either that judge
+        facts["refined"] = refine(visit, passes=options.refine, lr=options.refine_lr, take_back=options.take_back)
+        if facts["refined"]["error_after"] < facts["refined"]["error_before"]:
+            return facts
+    refit(block, layer)
     return facts
+
+
+def _aim(moments: Moments, *, as_it_was: Fit | None, options: PruneMlpOptions) -> Moments:
+    """Return the moments for the targets to fit: those seen, leaning to what the whole MLP gives on the same inputs.
+
+    as_it_was: the layer before neurons were cut; None where the moments no longer hold what entered it.
+    """
+    if as_it_was is None or options.repair != "sequential":
+        return moments
+    return lean(moments, as_it_was, share=options.take_back)
 
 
 def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:

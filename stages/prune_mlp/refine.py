@@ -2,80 +2,99 @@
 
 The closed-form repair moves only fc2. Here fc1 follows, by Adam on the same squared error with the same weights of
 tokens; no gradient passes through another block, so a pass over the images costs about three forward passes through
-the MLPs alone. What BRECQ does for rounding (Li et al., ICLR 2021, https://arxiv.org/abs/2102.05426), for pruning.
+the pruned MLPs and one through the source's. What BRECQ does for rounding (Li et al., ICLR 2021,
+https://arxiv.org/abs/2102.05426), for pruning.
 
 The result stays only where it is better on images that were not trained on.
+
+Shapes: B images of a chunk, N tokens of each, T tokens together, D residual width.
 """
 
 import math
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from stages.prune_mlp.neurons import mlp_of
 from stages.vit.model import Block
-from stages.vit.sweep import HELD_OUT, Visit
+from stages.vit.sweep import Visit, fitted_images
 
 TOKENS = 1024
 """of a step"""
 
+Tokens = tuple[Tensor, Tensor, Tensor]
+"""What enters the MLP [T, D], what it should add [T, D], weights [T]."""
 
-def refine(visit: Visit, *, passes: int, lr: float) -> dict[str, float]:
-    """Train the MLP of the visited block in place; returns its relative error on held-out images before and after.
 
-    lr: peak, falling to 0 as a cosine. Of few images (a single chunk) all are both trained on and held out.
+def refine(visit: Visit, *, passes: int, lr: float, take_back: float) -> dict[str, float]:
+    """Train the MLP of the visited block in place, or leave it as it is where training does not help.
+
+    lr: peak, falling to 0 as a cosine. take_back: share of the error of the blocks before that this one is to take
+    back. Returns the relative error on held-out images before and after; of very few images all are both.
     """
     block = visit.block
-    chunks = sum(1 for _ in visit.pairs())
-    held_out = chunks // HELD_OUT or (1 if chunks > 1 else 0)
-    before = _error(block, islice(visit.pairs(), chunks - held_out if held_out else 0, None))
     parameters = list(mlp_of(block).parameters())
     kept = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    batches = [_batches(pair[0]) for pair in islice(visit.pairs(), chunks - held_out)]
-    steps, step = passes * sum(batches), 0
     order = torch.Generator().manual_seed(visit.index)
-    with torch.enable_grad():
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for _ in range(passes):
-            for entering, leaving, weights in islice(visit.pairs(), chunks - held_out):
-                tokens = [entering.flatten(0, 1), leaving.flatten(0, 1), weights.flatten()]
-                drawn = torch.randperm(len(tokens[0]), generator=order).to(entering.device)
-                for some in drawn.chunk(_batches(entering)):
-                    optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-                    missed, energy = _missed(block, *(part[some] for part in tokens))
-                    slopes = torch.autograd.grad(missed / energy, parameters)
-                    for parameter, slope in zip(parameters, slopes, strict=True):
-                        parameter.grad = slope
-                    optimizer.step()
-                    step += 1
-        for parameter in parameters:
-            parameter.grad = None
-    after = _error(block, islice(visit.pairs(), chunks - held_out if held_out else 0, None))
+    chunks = sum(1 for _ in visit.pairs())
+    before = _error(visit, take_back=take_back)
+    for turn in range(passes):
+        for index, tokens in enumerate(_tokens(visit, take_back=take_back, held_out=False)):
+            drawn = torch.randperm(len(tokens[0]), generator=order).to(tokens[0].device)
+            batches = drawn.chunk(math.ceil(len(drawn) / TOKENS))
+            for step, some in enumerate(batches):
+                done = (turn + (index + step / len(batches)) / chunks) / passes
+                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
+                slopes = _slopes(block, parameters, tokens, some)
+                for parameter, slope in zip(parameters, slopes, strict=True):
+                    parameter.grad = slope
+                optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+    after = _error(visit, take_back=take_back)
     if not after < before:  # also where it is no number
         for parameter, value in zip(parameters, kept, strict=True):
-            parameter.copy_(value)
+            parameter.data.copy_(value)
     return {"error_before": before, "error_after": after}
 
 
-def _batches(entering: Tensor) -> int:
-    """Steps that the tokens of a chunk [B, N, D] are good for."""
-    return math.ceil(entering.shape[0] * entering.shape[1] / TOKENS)
+def _tokens(visit: Visit, *, take_back: float, held_out: bool) -> Iterator[Tokens]:
+    """Yield the tokens to train on or those held out, chunk by chunk."""
+    for chunk in visit.pairs():
+        cut = fitted_images(len(chunk[0]))
+        entering, leaving, weights = (part[cut:] if held_out else part[:cut] for part in chunk)
+        if len(entering):
+            given = visit.source.after_mlp(entering)
+            wanted = take_back * leaving + (1 - take_back) * given - entering  # [B, N, D]
+            yield entering.flatten(0, 1), wanted.flatten(0, 1), weights.flatten()
 
 
-def _missed(block: Block, entering: Tensor, leaving: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _slopes(block: Block, parameters: Sequence[Tensor], tokens: Tokens, some: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradient of the relative error of some tokens; some: indices."""
+    with torch.enable_grad():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        missed, energy = _missed(block, *(part[some] for part in tokens))
+        return torch.autograd.grad(missed / energy, parameters)
+
+
+def _missed(block: Block, entering: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted squared error of what the MLP adds, and weighted energy of what it should add."""
-    wanted = leaving - entering  # [..., D]
-    given = block.after_mlp(entering) - entering
-    weight = weights[..., None]
-    return ((given - wanted) ** 2 * weight).mean(), (wanted**2 * weight).mean()
+    weight = weights[:, None]
+    return ((block.mlp_branch(entering) - wanted) ** 2 * weight).sum(), (wanted**2 * weight).sum()
 
 
-def _error(block: Block, pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
-    with torch.no_grad():
-        sums = [torch.stack(_missed(block, *pair)) for pair in pairs]
-    missed, energy = torch.stack(sums).double().mean(dim=0).tolist()
+def _error(visit: Visit, *, take_back: float) -> float:
+    """Return the relative error on the images held out, on all where there are none."""
+    every = list(_sums(visit, take_back=take_back, held_out=True)) or list(
+        _sums(visit, take_back=take_back, held_out=False)
+    )
+    missed, energy = torch.stack(every).double().sum(dim=0).tolist()
     return float(missed / energy) if energy else 0.0
+
+
+def _sums(visit: Visit, *, take_back: float, held_out: bool) -> Iterator[Tensor]:
+    for tokens in _tokens(visit, take_back=take_back, held_out=held_out):
+        yield torch.stack(_missed(visit.block, *tokens))

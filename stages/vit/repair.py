@@ -9,7 +9,7 @@ Shapes: M inputs, K of them kept, D targets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,20 @@ def fit(moments: Moments, kept: Tensor, *, ridge: float) -> Fit:
     gram.diagonal().add_(ridge * gram.diagonal().mean())
     weight = _solve(gram, cross.T).T
     return Fit(weight, moments.mean_out - weight @ moments.mean_in[kept], ridge)
+
+
+def lean(moments: Moments, layer: Fit, *, share: float) -> Moments:
+    """Return the moments for other targets: `share` of those seen, the rest what `layer` makes of all inputs."""
+    rest = 1 - share
+    given = layer.weight @ moments.gram  # [D, M], what the layer gives, with the inputs
+    return replace(
+        moments,
+        mean_out=share * moments.mean_out + rest * (layer.weight @ moments.mean_in + layer.bias),
+        cross=share * moments.cross + rest * given,
+        energy=share**2 * moments.energy
+        + 2 * share * rest * float((layer.weight * moments.cross).sum())
+        + rest**2 * float((layer.weight * given).sum()),
+    )
 
 
 def relative_error(moments: Moments, kept: Tensor, layer: Fit) -> float:

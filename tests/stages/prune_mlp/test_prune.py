@@ -141,6 +141,36 @@ def test_repair_misses_less_than_no_repair(make_model: MakeModel, pictures: list
     assert missed["sequential"] < missed["parallel"] < missed["none"]
 
 
+@pytest.mark.parametrize(("take_back", "own"), [(0.0, True), (1.0, False)])
+@pytest.mark.parametrize("kind", [{}, {"layer_scale": True}, {"norm_placement": "post"}], ids=str)
+def test_a_block_that_takes_nothing_back_does_what_it_did(
+    kind: dict[str, Any], take_back: float, own: bool, make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    """Block 0 loses most of its neurons, block 1 only copies of others."""
+    model, spec = make_model(**kind)
+    model = with_twins(model)
+    options = PruneMlpOptions(widths=(2, 12, 24), take_back=take_back, ridge=0.0)
+
+    pruned, _, _ = prune(model, spec, options, pictures)
+
+    with torch.no_grad():
+        x = pruned.blocks[0](pruned.embed(pictures[0]))
+        missed = (pruned.blocks[1](x) - model.blocks[1](x)).abs().max()
+    # A post-norm block aims at the source's own branch, on the source's own tokens: it takes back what that differs by.
+    assert (float(missed) < 1e-3) is own
+
+
+def test_the_share_taken_back_is_of_sequential_repair_only(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+
+    none, all_of_it = (
+        prune(model, spec, PruneMlpOptions(keep=0.5, repair="parallel", take_back=share), pictures)[0]
+        for share in (0.0, 1.0)
+    )
+
+    assert torch.equal(logits(none, pictures), logits(all_of_it, pictures))
+
+
 def test_a_model_that_keeps_everything_is_the_same_model(make_model: MakeModel, pictures: list[Tensor]) -> None:
     model, spec = make_model()
 

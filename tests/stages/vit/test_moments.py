@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.vit.moments import Moments
-from stages.vit.repair import best_ridge, fit, relative_error
+from stages.vit.repair import Fit, best_ridge, fit, lean, relative_error
 
 
 def draw(tokens: int, inputs: int, outputs: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +98,26 @@ def test_the_error_is_known_without_the_tokens(ridge: float, seed: int) -> None:
     energy = (other_targets - mean).square().sum(dim=1) @ other_weights
     found = relative_error(Moments.of(other_hidden, other_targets, other_weights), kept, layer)
     assert found == pytest.approx(float(missed / energy), rel=1e-6)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.integers(0, 10**6))
+def test_leaning_moments_are_those_of_targets_mixed_token_by_token(share: float, seed: int) -> None:
+    hidden, targets, weights = draw(30, 5, 3, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    layer = Fit(
+        torch.randn(3, 5, generator=generator, dtype=torch.float64),
+        torch.randn(3, generator=generator, dtype=torch.float64),
+        ridge=0.0,
+    )
+    moments = Moments.of(hidden, targets, weights)
+    before = moments.cross.clone()
+
+    leaning = lean(moments, layer, share=share)
+
+    mixed = share * targets + (1 - share) * (hidden @ layer.weight.T + layer.bias)
+    assert_same(leaning, Moments.of(hidden, mixed, weights))
+    assert torch.equal(moments.cross, before)
 
 
 def test_a_singular_problem_gets_the_least_norm_answer() -> None:
