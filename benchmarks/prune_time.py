@@ -2,13 +2,16 @@
 
     python benchmarks/prune_time.py
 
-Both run in this process on decoded images, in turns. Weights do not matter for time: the models have random ones.
+Both run in this process on decoded images, in turns: a pass, the stage, a pass. Weights do not matter for time: the
+models have random ones.
 """
 
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,53 +24,76 @@ from stages.source.load import load_source
 from stages.source.options import SourceOptions
 from stages.vit.model import ViT
 
-MODELS = {"vit_tiny_patch16_224": 1024, "vit_small_patch16_224": 512}
-"""timm name -> calibration images"""
+CASES: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("vit_tiny_patch16_224", 1024, {"keep": 0.75}),
+    ("vit_tiny_patch16_224", 1024, {"keep": 0.5}),
+    ("vit_tiny_patch16_224", 1024, {"keep": 0.5, "repair": "parallel"}),
+    ("vit_tiny_patch16_224", 1024, {"keep": 0.5, "refine": 1}),
+    ("vit_small_patch16_224", 256, {"keep": 0.75}),
+)
+"""timm name, calibration images, options"""
 REPEATS = 3
+WARM_UP = 2
+"""batches"""
 
 
-def seconds_of_both(name: str, images: int) -> dict[str, list[float]]:
-    """Seconds of a forward pass and of the stage, measured in turns; the first turn does not count."""
+def measure(name: str, images: int, options: PruneMlpOptions) -> dict[str, list[float]]:
+    """Seconds of a forward pass (mean of the one before and the one after) and of the stage, REPEATS times."""
     source = load_source(SourceOptions(timm=name, pretrained=False), seed=0)
     model = ViT(source.spec.model_dump(mode="json"))
     model.load_state_dict(source.state)
     model.eval()
     size = (3, source.spec.preprocess.height, source.spec.preprocess.width)
     batches = list(torch.randn(images, *size, generator=torch.Generator().manual_seed(0)).split(BATCH))
-    found: dict[str, list[float]] = {"forward_s": [], "prune_s": []}
-    for turn in range(REPEATS + 1):
-        started = time.perf_counter()
+
+    def forward() -> None:
         with torch.inference_mode():
             for batch in batches:
                 model(batch)
-        between = time.perf_counter()
-        prune(model, source.spec, PruneMlpOptions(keep=0.75, images=None), batches)
-        if turn:
-            found["forward_s"].append(between - started)
-            found["prune_s"].append(time.perf_counter() - between)
+
+    with torch.inference_mode():
+        for batch in batches[:WARM_UP]:
+            model(batch)
+    prune(model, source.spec, options, batches[:WARM_UP])
+    found: dict[str, list[float]] = {"forward_s": [], "prune_s": []}
+    before = seconds(forward)
+    for _ in range(REPEATS):
+        found["prune_s"].append(seconds(lambda: prune(model, source.spec, options, batches)))
+        after = seconds(forward)
+        found["forward_s"].append((before + after) / 2)
+        before = after
     return found
 
 
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of a call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def main() -> None:
-    """Measure every model and write the result file."""
+    """Measure every case and write the result file."""
     rows = []
-    for name, images in MODELS.items():
-        found = seconds_of_both(name, images)
+    for name, images, asked in CASES:
+        options = PruneMlpOptions(images=None, **asked)
+        found = measure(name, images, options)
         ratios = [prune / forward for prune, forward in zip(found["prune_s"], found["forward_s"], strict=True)]
-        rows.append(
-            {
-                "model": name,
-                "images": images,
-                "forward_s": [round(one, 2) for one in found["forward_s"]],
-                "prune_s": [round(one, 2) for one in found["prune_s"]],
-                "forward_passes_median": round(statistics.median(ratios), 2),
-            }
-        )
-        row = rows[-1]
-        print(
-            f"{name:<24} one pass {row['forward_s']} s, stage {row['prune_s']} s: {row['forward_passes_median']} passes"
-        )
-    print(f"wrote {write_result('prune_time', {'options': 'ols, keep 0.75, sequential repair', 'rows': rows})}")
+        row = {
+            "model": name,
+            "images": images,
+            "method": options.method,
+            "repair": options.repair,
+            "keep": options.keep,
+            "refine": options.refine,
+            **{what: [round(one, 2) for one in values] for what, values in found.items()},
+            "passes": [round(ratio, 2) for ratio in ratios],
+            "passes_median": round(statistics.median(ratios), 2),
+        }
+        rows.append(row)
+        print(f"{name:<22} {asked}: one pass {row['forward_s']} s, stage {row['prune_s']} s, {row['passes']} passes")
+    path = write_result("prune_time", {"torch_threads": torch.get_num_threads(), "batch": BATCH, "rows": rows})
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit
     """Cut a block to so many neurons, fit its fc2 again if asked to, and return facts. visit: None without images."""
     mlp = mlp_of(block)
     facts: dict[str, Any] = {"width_before": mlp.fc2.in_features, "width_after": width}
-    hold_out = options.repair != "none" and (options.ridge == "auto" or options.refine > 0)
+    hold_out = options.repair != "none" and options.ridge == "auto"
     if visit is None:
         apply(block, offers(mlp, None, method=options.method, count=width).picks)
         return facts
@@ -136,12 +136,9 @@ def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit
         ridge = best_ridge(aim(fitted), aim(held_out or fitted), kept)
     layer = fit(aim(moments), kept, ridge=ridge)
     facts |= {"tokens": moments.tokens, "relative_error": relative_error(moments, kept, layer), "ridge": ridge}
-    if options.refine:
-        refit(block, fit(aim(fitted), kept, ridge=ridge))  # so that it has not seen the images either that judge
-        facts["refined"] = refine(visit, passes=options.refine, lr=options.refine_lr, take_back=options.take_back)
-        if facts["refined"]["error_after"] < facts["refined"]["error_before"]:
-            return facts
     refit(block, layer)
+    if options.refine:
+        facts["refined"] = refine(visit, passes=options.refine, lr=options.refine_lr, take_back=options.take_back)
     return facts
 
 

@@ -111,11 +111,6 @@ def weigh_tokens(spec: ViTSpec) -> Weigh:
     return weigh
 
 
-def fitted_images(chunk: int) -> int:
-    """Return how many images of a chunk are fitted, where some are held out: the rest of them."""
-    return chunk - chunk // HELD_OUT
-
-
 class _Streams:
     """The residual streams: a list of chunks [B, N, D] each, one and the same list while they do not differ.
 
@@ -196,7 +191,7 @@ class Visit:
                 hidden = _hidden(self.block, self.part, changed)
             weights = after.new_ones(after.shape[:2]) if self._weigh is None else self._weigh(after)
             chunk.copy_(after)
-            cut = fitted_images(len(chunk)) if hold_out else len(chunk)
+            cut = len(chunk) - (len(chunk) // HELD_OUT if hold_out else 0)
             for which, images in enumerate((slice(cut), slice(cut, None))):
                 if len(hidden[images]):
                     new = Moments.of(
