@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
 
 from stages.catalog import CATALOG
 from stages.data.source import DataSource
@@ -81,6 +81,13 @@ class Recipe(Record):
     seed: int = Field(default=0, ge=0, lt=2**32)
     text: str = Field(default="", exclude=True)
     """the YAML it was read from"""
+
+    @field_validator("vitrim", mode="before")
+    @classmethod
+    def _is_a_number(cls, version: Any) -> Any:
+        if version is True:  # equals 1 in Python, and so for Literal
+            raise ValueError("must be 1")
+        return version
 
     def images(self) -> dict[Role, DataSource]:
         """Where the images of each role come from."""

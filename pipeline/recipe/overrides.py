@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from targets.errors import suggest
-from targets.strict_yaml import COMMAND_LINE, Document, Place, read_value, show, spell
+from targets.strict_yaml import COMMAND_LINE, MAX_DEPTH, Document, Place, read_value, show, spell
 
 
 def apply_overrides(document: Document, pairs: Sequence[str]) -> None:
@@ -21,6 +21,8 @@ def apply_overrides(document: Document, pairs: Sequence[str]) -> None:
         try:
             if not equals or not all(words):
                 raise ValueError("must be KEY=VALUE, like steps.prune_mlp.keep=0.5")
+            if len(words) > MAX_DEPTH:
+                raise ValueError(f"has {len(words)} keys, one in the other; a recipe has at most {MAX_DEPTH}")
             _write(document, words, read_value(text))
         except ValueError as error:
             document.problems.append((COMMAND_LINE, f"--set {show(pair)}: {error}"))
@@ -61,8 +63,8 @@ def _key(around: Any, word: str, place: Place) -> Any:
         return word
     if not isinstance(around, list):
         raise ValueError(f"{spell(place)} is {show(around)} and has no keys")
-    if not word.isdecimal() or int(word) >= len(around):
-        raise ValueError(f"{spell(place)} has {len(around)} elements, counted from 0; there is no {word!r}")
+    if word not in map(str, range(len(around))):
+        raise ValueError(f"{spell(place)} has {len(around)} elements, counted from 0; there is no {show(word)}")
     return int(word)
 
 
@@ -78,6 +80,8 @@ def _with_step(data: dict[str, Any], words: list[str]) -> list[str]:
     if name.isdecimal():
         if not rest:
             return words  # the whole step
+        if stage is None:
+            raise ValueError(f"steps[{name}] is not a stage with its options, it is {show(steps[int(name)])}")
         if rest[0] != stage:
             raise ValueError(f"step {position} is {stage!r}, not {rest[0]!r}; write steps.{position}.{stage}.OPTION")
         rest = rest[1:]
@@ -95,5 +99,5 @@ def _position(steps: list[Any], name: str) -> str:
         raise ValueError(f"{wanted!r} stands {len(found)} times; write {names}")
     if not found or (numbered and number not in map(str, range(1, len(found) + 1))):
         known = [stage for step in steps if (stage := stage_of(step))]
-        raise ValueError(f"the recipe has no step {name!r}; {suggest(wanted, set(known))}")
+        raise ValueError(f"the recipe has no step {show(name)}; {suggest(wanted, set(known))}")
     return found[int(number or 1) - 1]

@@ -1,5 +1,6 @@
 """The steps of a recipe: each a stage with its options, in an order in which every one finds what it works on."""
 
+from collections import Counter
 from typing import Any
 
 from pipeline.recipe.model import IMPLIED, Step, known_stages
@@ -22,9 +23,10 @@ def read_steps(document: Document) -> tuple[Step, ...]:
     ordered = _in_order(written, document)
     _check_images(written, document)
     steps: list[Step] = []
+    times: Counter[str] = Counter()
     for _, stage, options in ordered:
-        number = 1 + sum(step.stage == stage.name for step in steps)
-        title = stage.name if number == 1 else f"{stage.name}#{number}"
+        times[stage.name] += 1
+        title = stage.name if times[stage.name] == 1 else f"{stage.name}#{times[stage.name]}"
         if options is not None:
             steps.append(Step(stage=stage.name, options=options, title=title))
     return tuple(steps)
@@ -74,10 +76,10 @@ def _in_order(written: list[Written], document: Document) -> list[Written]:
     """Steps that find what they work on, with `export` put in; tells of the others."""
     ordered: list[Written] = []
     holds, maker = Format.VIT, ""
-    for index, (place, stage, options) in enumerate(written):
-        name, before = stage.name, {earlier.name for _, earlier, _ in ordered}
-        export = next((spell(other) for other, one, _ in written[index:] if one.name == "export"), None)
-        problem = None
+    before: set[str] = set()
+    export = next((spell(place) for place, stage, _ in written if stage.name == "export"), None)
+    for place, stage, options in written:
+        name, problem = stage.name, None
         if stage.produces == Format.ONNX and name in before:
             problem = f"{name} stands before already; a graph is made and quantized once; remove this step"
         elif name == "finetune" and before - {"finetune"}:
@@ -91,9 +93,11 @@ def _in_order(written: list[Written], document: Document) -> list[Written]:
             continue
         if stage.consumes != holds:
             ordered.append(_export())
+            before.add("export")
         if stage.produces != holds:
             maker = f"{spell(place)}.{name}"
         ordered.append((place, stage, options))
+        before.add(name)
         holds = stage.produces
     return ordered if holds == Format.ONNX else [*ordered, _export()]
 

@@ -157,6 +157,8 @@ def test_a_problem_ends_with_its_line(problems: Problems) -> None:
         ({"budget": None}, "budget: must be keys and values, got null"),
         ({"seed": True}, "seed: must be a whole number"),
         ({"seed": "7"}, "seed: must be a whole number"),
+        ({"vitrim": True}, "vitrim: must be 1, got true"),
+        ({"vitrim": "1"}, "vitrim: must be 1, got '1'"),
         ({"a\nb": 1}, "'a\\nb': unknown key"),
         ({"k" * 999: 1}, "kkk...: unknown key"),
         ({"model.classes": "\n" * 500}, "model.classes: must be a whole number at least 0, or null, got '\\n"),
@@ -263,9 +265,8 @@ def test_what_is_no_recipe_at_all_is_one_line(problems: Problems, bad: str) -> N
 @settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
 def test_no_text_ends_in_anything_but_a_recipe_or_a_refusal(problems: Problems, text: str) -> None:
-    assert problems(text) or True  # any other error would be raised
-    assert problems(SMALLEST + text) is not None
-    assert problems(f"{SMALLEST}steps: {text}") is not None
+    for written in (text, SMALLEST + text, f"{SMALLEST}steps: {text}"):
+        assert all(len(problem.splitlines()) == 1 for problem in problems(written))
 
 
 # Recipes that ship.
@@ -280,6 +281,18 @@ def test_every_recipe_that_ships_loads(path: Path) -> None:
     recipe = load_recipe(path)
 
     assert "export" in [step.stage for step in recipe.steps]
+
+
+@pytest.mark.real
+def test_what_the_real_recipe_names_is_there(assets: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRIM_ASSETS", str(assets))
+    recipe = load_recipe(root / "recipes" / "vit_tiny_imagenet.yaml")
+    named = [*recipe.model.files().values()]
+    for source in recipe.images().values():
+        named += [*source.paths, *([source.labels] if source.labels else [])]
+
+    assert set(recipe.images()) == set(Role)
+    assert [path for path in named if not path.exists() or not path.is_relative_to(assets.absolute())] == []
 
 
 def test_the_demo_is_there_and_needs_no_file() -> None:

@@ -126,6 +126,15 @@ def test_whole_steps_and_lists_can_be_replaced(text: Text, load: Load) -> None:
     assert load(text(), "measure.batches.1=16").measure.batches == (1, 16)
 
 
+def test_null_takes_a_value_away(text: Text, load: Load) -> None:
+    bare = load(text({"steps": [{"prune_mlp": {"keep": 0.5}}]}), "steps.prune_mlp=null", "budget.latency_p50_ms=null")
+
+    assert bare.steps == load(text({"steps": ["prune_mlp"]})).steps
+    assert bare.budget.model_fields_set == {"accuracy_drop_points", "latency_p50_ms"}
+    assert load(text(), "data.fit.limit=null").data.fit.limit is None  # type: ignore[union-attr]
+    assert load(text(), "steps=null").steps == load(text({"steps": []})).steps
+
+
 def test_parts_that_the_recipe_does_not_have_are_made(load: Load) -> None:
     small = "vitrim: 1\nname: small\nmodel: {timm: vit}\ndata:\n"
     recipe = load(small, "data.select.dataset=digits", "budget.accuracy_drop_points=1", "measure.level=full")
@@ -193,6 +202,14 @@ def test_a_wrong_override_is_told_in_one_line(text: Text, problems: Problems, pa
 
     assert told.startswith(problem)
     assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("step", [3, None, {"prune_mlp": {}, "keep": 1}, {}], ids=str)
+def test_a_step_that_is_no_stage_cannot_be_set_into(text: Text, problems: Problems, step: Any) -> None:
+    told = problems(text({"steps": [step]}), "steps.0.prune_mlp.keep=1")
+
+    assert len(told) == 2
+    assert told[0].startswith("--set 'steps.0.prune_mlp.keep=1': steps[0] is not a stage with its options, it is ")
 
 
 def test_wrong_overrides_are_told_with_all_other_problems(text: Text, problems: Problems) -> None:

@@ -102,11 +102,11 @@ def test_a_path_that_cannot_be_filled_in_is_one_problem(
 
 
 def test_every_unset_variable_is_told(text: Text, problems: Problems) -> None:
-    told = problems(text({"model.labels": "${UNSET_A}", "data.fit.images": ["${UNSET_B}", "${UNSET_C}/x"]}))
+    places = {"model.labels": "${UNSET_A}", "data.fit.images": ["${UNSET_B}", "${UNSET_C}/x"]}
+    told = problems(text({**places, "targets": ["cpu", "${UNSET_D}/mine.yaml"]}))
+    names = ("UNSET_A", "UNSET_B", "UNSET_C", "UNSET_D")
 
-    assert [part in problem for part, problem in zip(("UNSET_A", "UNSET_B", "UNSET_C"), told, strict=True)] == [
-        True
-    ] * 3
+    assert [name for name, problem in zip(names, told, strict=True) if name not in problem] == []
 
 
 def test_variables_are_for_paths_only(text: Text, load: Load) -> None:
