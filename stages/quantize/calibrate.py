@@ -49,6 +49,7 @@ def quantize_by_nncf(job: Job) -> None:
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
     )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     _limit_threads(job.threads)
     pixels = np.load(job.pixels, mmap_mode="r")
@@ -78,6 +79,9 @@ def quantize_by_nncf(job: Job) -> None:
                 matmul=-1 if job.alpha == "off" else job.alpha,
                 convolution=-1,  # the patch embedding reads pixels, whose channels are alike
             ),
+            # The widest range of all images, not their mean, as NNCF's own default for transformers: what is rare in
+            # the calibration images and common in others is not cut off (docs/stages/quantize.md).
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             backend_params=weights_beside,
         ),
     )

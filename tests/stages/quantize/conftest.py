@@ -97,7 +97,7 @@ def make_pictures() -> Callable[..., ImageSet]:
 
 def _pictures(role: Role, count: int, *, seed: int) -> ImageSet:
     draw = np.random.default_rng(seed)
-    pixels = draw.uniform(0, 255, (count, 1, 1, 3)) + draw.normal(0, 60, (count, 16, 16, 3))
+    pixels = draw.uniform(0, 255, (count, 1, 1, 3)) + draw.normal(0, 20, (count, 16, 16, 3))
     items = tuple(Item(f"{role}/{i:04}", f"{seed:032x}{i:032x}", None) for i in range(count))
     return ImageSet(role=role, items=items, places=tuple(pixels.clip(0, 255).astype(np.uint8)))
 

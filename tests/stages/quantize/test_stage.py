@@ -12,10 +12,11 @@ from onnx import numpy_helper
 
 from stages.data.images import ImageSet
 from stages.quantize.agreement import compare
+from stages.quantize.calibrate import Job
 from stages.quantize.graph import count_quantized, read_graph
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
-from targets.preprocess import Preprocess
+from targets.preprocess import Preprocess, normalise
 from targets.worker import Worker
 
 pytestmark = pytest.mark.slow  # one calibration is 3 to 10 s, most of it imports
@@ -84,6 +85,17 @@ def test_every_layer_with_weights_is_int8_per_channel_and_the_file_is_smaller(qu
     assert facts["products"] == {"int8": int8, "all": products}
     assert facts["bytes"]["after"] < 0.65 * facts["bytes"]["before"]
     assert facts["bytes"]["after"] == (quantized.context.output / "model.onnx").stat().st_size
+
+
+def test_ranges_hold_every_value_of_every_calibration_image(quantized: Any, spec: ViTSpec) -> None:
+    job = Job.model_validate_json((quantized.context.scratch / "alpha_off.json").read_bytes())
+    seen = normalise(np.load(job.pixels), spec.preprocess)
+    tensors = initializers(read_graph(quantized.context.scratch / "alpha_off.onnx"))
+    scale, zero = (float(tensors[f"{kind}_images_1"]) for kind in ("scale", "zero_point"))
+
+    assert (-128 - zero) * scale <= seen.min() + scale
+    assert (127 - zero) * scale >= seen.max() - scale
+    assert seen.max(axis=(1, 2, 3)).mean() < seen.max() - 3 * scale  # a mean of ranges would not
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
