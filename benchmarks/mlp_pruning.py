@@ -2,8 +2,8 @@
 
     python benchmarks/mlp_pruning.py
 
-Calibrates on the 1,000 images of imagenet_train1000, evaluates on the 1,100 of imagenet_val, with torch in fp32. Every
-default of the stage was chosen on other images. Nothing is random but the order of tokens in `refine`, whose seed is the
+Calibrates on the 1,000 images of imagenet_train1000, evaluates on the 1,100 of imagenet_val, with torch in fp32. The
+stage's defaults were chosen on other images. Nothing is random but the order of tokens in `refine`, whose seed is the
 block's number.
 """
 
@@ -88,6 +88,7 @@ def main() -> None:
             seconds = time.perf_counter() - started
             compared = compare_answers(before, answers(pruned, unseen), labels)
             agreement = compared.agreement or 0.0
+            low, high = share_ci95(agreement, len(evaluate))
             row = {
                 "keep": keep,
                 "method": options.method,
@@ -99,16 +100,15 @@ def main() -> None:
                 "drop_points": round(compared.drop_points, 2),
                 "drop_ci95": [round(edge, 2) for edge in compared.drop_ci95 or ()],
                 "agreement": round(agreement, 4),
-                "agreement_ci95": share_ci95(agreement, len(evaluate)),
+                "agreement_ci95": [low, high],
                 "seconds": round(seconds, 1),
                 "parameters": sum(one.numel() for one in pruned.parameters()),
             }
             rows.append(row)
             extra = "".join(f" {name} {variant[name]:g}" for name in ("take_back", "refine") if name in variant)
-            low, high = (100 * edge for edge in row["agreement_ci95"])
             print(
                 f"{keep:4.0%} {options.method:<4} {options.repair + extra:<24} top-1 {100 * compared.engine:5.1f} %, "
-                f"agreement {100 * agreement:5.1f} % ({low:.1f} to {high:.1f}), {row['seconds']} s",
+                f"agreement {100 * agreement:5.1f} % ({100 * low:.1f} to {100 * high:.1f}), {row['seconds']} s",
                 flush=True,
             )
     path = write_result(

@@ -44,7 +44,7 @@ def measure(name: str, images: int, options: PruneMlpOptions) -> dict[str, list[
     model.load_state_dict(source.state)
     model.eval()
     size = (3, source.spec.preprocess.height, source.spec.preprocess.width)
-    batches = list(torch.randn(images, *size, generator=torch.Generator().manual_seed(0)).split(BATCH))
+    batches = list(torch.split(torch.randn(images, *size, generator=torch.Generator().manual_seed(0)), BATCH))
 
     def forward() -> None:
         with torch.inference_mode():
