@@ -13,7 +13,7 @@ from stages.distill.stage import DistillOptions
 from stages.training.augment import Augmentation
 from stages.training.loop import Tell, Training, train
 from stages.training.pictures import PlainBatches, TrainingImages, without_held_out
-from stages.training.precision import pick_device, pick_precision
+from stages.training.precision import pick_attention, pick_device, pick_precision
 from stages.training.sampler import steps_for
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.spec import WEIGHTS_FILE, ViTSpec
@@ -47,6 +47,8 @@ def distill_model(
     precision = pick_precision(options.precision, device, width=spec.width)
     teacher = load_model(teacher_folder).to(device).requires_grad_(False)
     student = Student(load_model(student_folder), teacher_width=teacher_spec.width, seed=seed).to(device)
+    for model in (teacher, student):
+        pick_attention(model, precision, device, tokens=spec.tokens)
     shown, held_out = without_held_out(images, seed=seed) if options.stop_when_flat else (images, None)
     augmentation = Augmentation(crop_scale=options.crop_scale, crop_ratio=options.crop_ratio, flip=options.flip)
     data = TrainingImages(shown, spec.preprocess, augmentation=augmentation, batch_size=options.batch_size, seed=seed)

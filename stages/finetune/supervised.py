@@ -17,7 +17,7 @@ from stages.finetune.stage import FinetuneOptions
 from stages.training.augment import Augmentation
 from stages.training.loop import Tell, Training, train
 from stages.training.pictures import Batch, PlainBatches, TrainingImages, without_held_out
-from stages.training.precision import pick_device, pick_precision
+from stages.training.precision import pick_attention, pick_device, pick_precision
 from stages.training.sampler import steps_for
 from stages.vit.files import build_empty, load_labels, load_spec, load_state, save_model
 from stages.vit.model import ViT
@@ -52,6 +52,8 @@ def finetune_model(
 
     device = pick_device()
     model.to(device)
+    precision = pick_precision(options.precision, device, width=spec.width)
+    pick_attention(model, precision, device, tokens=spec.tokens)
     shown, held_out = without_held_out(images, seed=seed) if options.stop_when_flat else (images, None)
     data = TrainingImages(
         shown,
@@ -75,7 +77,7 @@ def finetune_model(
         clip=options.clip,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
-        precision=pick_precision(options.precision, device, width=spec.width),
+        precision=precision,
     )
 
     facts = train(
