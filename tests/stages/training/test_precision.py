@@ -3,9 +3,22 @@
 import pytest
 import torch
 
-from stages.training.precision import NARROWEST_FOR_BF16, autocast, has_native_bf16, pick_device, pick_precision
+from stages.training.precision import (
+    LONGEST_FOR_PLAIN_ATTENTION,
+    NARROWEST_FOR_BF16,
+    Precision,
+    autocast,
+    has_native_bf16,
+    pick_attention,
+    pick_device,
+    pick_precision,
+)
+from stages.vit.model import Attention
 
 CPU = torch.device("cpu")
+ATTENTION = {"width": 8, "qkv_bias": True, "proj_bias": True, "norm": "layernorm"}
+ATTENTION |= {"qk_norm_eps": None, "attention_norm_eps": None}
+HEADS = {"heads": 2, "d_qk": 4, "d_v": 4, "scale": 0.5}
 
 
 def test_a_wish_is_granted() -> None:
@@ -47,6 +60,39 @@ def test_autocast_decides_the_type_of_products_not_of_parameters(precision: str,
 
     assert result.dtype == dtype
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "tokens", "fused"),
+    [
+        ("bf16", "cpu", LONGEST_FOR_PLAIN_ATTENTION, False),
+        ("bf16", "cpu", LONGEST_FOR_PLAIN_ATTENTION + 1, True),
+        ("bf16", "cuda", LONGEST_FOR_PLAIN_ATTENTION, True),
+        ("fp32", "cpu", LONGEST_FOR_PLAIN_ATTENTION, True),
+    ],
+)
+def test_attention_is_plain_only_for_short_sequences_in_bf16_on_a_cpu(
+    precision: Precision, device: str, tokens: int, fused: bool
+) -> None:
+    model = torch.nn.Sequential(Attention(ATTENTION, HEADS), Attention(ATTENTION, HEADS))
+    pick_attention(model, precision, torch.device(device), tokens=tokens)
+
+    assert [part.fused for part in model] == [fused, fused]
+
+
+def test_in_bf16_plain_and_fused_attention_give_the_same_up_to_rounding() -> None:
+    torch.manual_seed(0)
+    attention, x = Attention(ATTENTION, HEADS), torch.randn(2, 5, 8)
+    exact = attention(x)
+    found = []
+    for tokens in (5, LONGEST_FOR_PLAIN_ATTENTION + 1):
+        pick_attention(attention, "bf16", CPU, tokens=tokens)
+        with autocast("bf16", CPU):
+            found.append(attention(x))
+
+    assert found[0].dtype == found[1].dtype == torch.bfloat16
+    torch.testing.assert_close(found[0].float(), exact, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(found[1].float(), exact, rtol=0.05, atol=0.02)
 
 
 def test_the_device_is_a_gpu_where_there_is_one() -> None:
