@@ -120,9 +120,12 @@ def spell(place: Place) -> str:
 
 
 def show(value: Any) -> str:
-    """Write a value for a message, in one line of at most 80 characters: as YAML, with quotes around texts."""
+    """Write a value for a message, in one line of at most 80 characters: as YAML, with quotes around texts.
+
+    The middle of a longer one is left out: a path says most at its end.
+    """
     text = _flow(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 80 else f"{text[:39]} ... {text[-36:]}"
 
 
 def _word(key: str) -> str:
