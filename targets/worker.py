@@ -181,6 +181,17 @@ class Worker:
         """Time a block of queries, one after the other, from numpy in to numpy out: nanoseconds each."""
         return list(self._ask("measure", queries=queries))
 
+    def pause(self) -> None:
+        """Stop the process where it stands: threads that a runtime leaves spinning take no time from others then.
+
+        Nothing can be asked of it until `resume`. Were we killed now, the system would end it.
+        """
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on; of no effect on one that runs."""
+        self._signal(signal.SIGCONT)
+
     def profile(
         self, images: Array, *, batch: int | None = None, preprocess: Preprocess | None = None, repeats: int = 5
     ) -> list[dict[str, Any]]:
@@ -259,6 +270,12 @@ class Worker:
         """Bytes of standard error so far."""
         return os.fstat(self._words.fileno()).st_size
 
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and all that it started, if it is still there: the next request tells."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
     def _leave(self, *, at_once: bool) -> None:
         """End the process and close what was open for it."""
         assert self._process.stdout is not None
@@ -273,6 +290,7 @@ class Worker:
         with suppress(OSError):
             self._process.stdin.close()
         if self._process.poll() is None and not at_once:
+            self.resume()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(LEAVE_SECONDS)
         if self._process.poll() is None:

@@ -1,4 +1,7 @@
-"""Compare the latency of engines: a process per engine, all alive, one at work, their blocks of queries interleaved.
+"""Compare the latency of engines: a process per engine, one at work, their blocks of queries interleaved.
+
+All others are stopped meanwhile: idle threads of ONNX Runtime spin for some 20 ms after a query, which made OpenVINO's
+first queries after it half as slow again. The first queries of a block find cold caches and are not counted.
 
 On a machine whose speed drifts by a factor of three only this tells which engine is faster: in every moment that was
 slow, it was slow for all. Closed loop: the next query starts when the last one is answered.
@@ -23,7 +26,9 @@ from targets.worker import Loaded, WarmUp, Worker
 
 Array = NDArray[Any]
 Tell = Callable[[str, float | None], None]
-METHOD = "latency/1"
+METHOD = "latency/2"
+LEAD_IN = 2
+"""queries at the start of each block that are not counted"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,16 @@ class _Contender:
     """queries per block"""
     samples: list[float] = field(default_factory=list)
 
+    def measure(self) -> None:
+        """Run one block; before and behind it the process is paused."""
+        self.worker.resume()
+        self.worker.measure(LEAD_IN)
+        self.samples += [nanoseconds / 1e6 for nanoseconds in self.worker.measure(self.block)]
+        self.worker.pause()
+
     def run(self, blocks: int) -> Run:
+        """What was measured; lets the process go on."""
+        self.worker.resume()
         return Run(
             samples=tuple(self.samples),
             blocks=(self.block,) * blocks,
@@ -126,8 +140,7 @@ def compare(
                 done = (index + (block + 1) / (plan.blocks + 1)) / plan.processes
                 tell(f"process {index + 1} of {plan.processes}: block {block + 1} of {plan.blocks}", done)
                 for role in _order(list(engines), index * plan.blocks + block):
-                    one = contenders[role]
-                    one.samples += [nanoseconds / 1e6 for nanoseconds in one.worker.measure(one.block)]
+                    contenders[role].measure()
             for role, one in contenders.items():
                 runs[role].append(one.run(plan.blocks))
     conditions_after = read_conditions()
@@ -160,6 +173,7 @@ def _enter(
     warm = worker.warm_up(
         seconds=plan.warmup_seconds, queries=plan.warmup_queries, limit_seconds=plan.warmup_limit_seconds
     )
+    worker.pause()
     queries = max(plan.queries, math.ceil(plan.seconds * 1000 / warm.query_ms))
     return _Contender(worker=worker, loaded=loaded, warm=warm, block=math.ceil(queries / plan.blocks))
 

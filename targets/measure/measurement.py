@@ -33,7 +33,7 @@ class Measurement(Record):
 
     metric: Literal["latency"] = "latency"
     unit: Literal["ms"] = "ms"
-    method: str = "latency/1"
+    method: str = "latency/2"
     """version of the procedure; results of different methods are never compared"""
     level: Level
     engine_sha256: str

@@ -15,7 +15,7 @@ from tiny_graphs import images
 
 from targets.errors import InputError, WorkerError
 from targets.preprocess import Preprocess
-from targets.worker import Worker
+from targets.worker import LEAVE_SECONDS, Worker
 
 SLEEP = {"sleep": Path(sleep_runtime.__file__)}
 
@@ -139,6 +139,43 @@ with Worker(runtimes={{"sleep": Path({str(SLEEP["sleep"])!r})}}) as worker:
 """
     root = Path(__file__).parents[2]
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    with owner:
+        owner.kill()
+
+    assert eventually_gone(pid, seconds=30)
+
+
+def test_a_paused_worker_goes_on_or_leaves_in_order(tmp_path: Path) -> None:
+    with Worker(runtimes=SLEEP) as worker:
+        worker.load(sleep_runtime.make_engine(tmp_path / "engine"))
+        worker.rotate(images(2))
+        worker.pause()
+        worker.resume()
+        assert len(worker.measure(3)) == 3
+        worker.pause()
+        start = time.monotonic()
+
+    assert not is_alive(worker.pid)
+    assert time.monotonic() - start < LEAVE_SECONDS  # it was not waited for in vain
+
+
+def test_a_paused_worker_whose_owner_was_killed_is_ended_by_the_system() -> None:
+    code = """
+from targets.worker import Worker
+with Worker() as worker:
+    worker.pause(); print(worker.pid, flush=True); input()
+"""
+    root = Path(__file__).parents[2]
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert owner.stdout is not None
     pid = int(owner.stdout.readline())
     with owner:

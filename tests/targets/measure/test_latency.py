@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import sleep_runtime
 from tiny_graphs import images, save_fp32
 
 from targets.errors import InputError
-from targets.measure.latency import LEVELS, EngineUnderTest, Procedure, compare
+from targets.measure.latency import LEAD_IN, LEVELS, EngineUnderTest, Procedure, compare
 from targets.measure.measurement import Comparison
 from targets.measure.percentiles import p50_ci95, p50_of, paired_ratio, tail_percentile
 from targets.worker import Worker
@@ -23,12 +24,17 @@ def sleeper(threads: int | None) -> Worker:
     return Worker(threads, runtimes={"sleep": Path(sleep_runtime.__file__)})
 
 
-def compare_sleepers(folder: Path, procedure: Procedure = PROCEDURE, **plans: dict[str, float]) -> Comparison:
+def compare_sleepers(
+    folder: Path,
+    procedure: Procedure = PROCEDURE,
+    start: Callable[[int | None], Worker] = sleeper,
+    **plans: dict[str, float],
+) -> Comparison:
     engines = {
         role: EngineUnderTest(folder=sleep_runtime.make_engine(folder / role, **plan), batch=1, threads=1)
         for role, plan in plans.items()
     }
-    return compare(engines, images(16), level="quick", start=sleeper, procedure=procedure)
+    return compare(engines, images(16), level="quick", start=start, procedure=procedure)
 
 
 @pytest.mark.serial
@@ -104,7 +110,8 @@ def test_the_engines_take_turns_in_changing_order(tmp_path: Path, monkeypatch: p
     measure = Worker.measure
 
     def listen(worker: Worker, queries: int) -> list[int]:
-        asked.append((threading.current_thread().name, worker.pid))
+        if queries != LEAD_IN:
+            asked.append((threading.current_thread().name, worker.pid))
         return measure(worker, queries)
 
     monkeypatch.setattr(Worker, "measure", listen)
@@ -114,6 +121,34 @@ def test_the_engines_take_turns_in_changing_order(tmp_path: Path, monkeypatch: p
     assert all(len(set(one)) == 3 for one in rounds)
     assert len({tuple(one) for one in rounds[:16]}) > 1
     assert len({pid for _, pid in asked}) == 6  # fresh processes in the second round
+
+
+def test_while_one_engine_works_the_others_stand_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers: list[Worker] = []
+    seen: list[tuple[str, list[str]]] = []
+    measure = Worker.measure
+
+    def start(threads: int | None) -> Worker:
+        workers.append(sleeper(threads))
+        return workers[-1]
+
+    def listen(worker: Worker, queries: int) -> list[int]:
+        samples = measure(worker, queries)
+        alive = [one for one in workers[-2:] if one is not worker]
+        seen.append((state_of(worker.pid), [state_of(one.pid) for one in alive]))
+        return samples
+
+    monkeypatch.setattr(Worker, "measure", listen)
+    compare_sleepers(tmp_path, start=start, a={"milliseconds": 0}, b={"milliseconds": 0})
+
+    assert len(seen) == 2 * 2 * PROCEDURE.blocks * PROCEDURE.processes  # lead-in and block of both
+    assert {others for _, [others] in seen} == {"T"}
+    assert "T" not in {own for own, _ in seen}
+
+
+def state_of(pid: int) -> str:
+    """State of a process as the system writes it: T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_an_unsteady_engine_is_flagged(tmp_path: Path) -> None:
