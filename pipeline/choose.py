@@ -4,6 +4,7 @@ The decision is kept with the engines it was made between, so a resumed build ch
 Nothing here reads `evaluate`.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,14 @@ from targets.errors import StageError
 from targets.record import Record
 
 if TYPE_CHECKING:
-    from pipeline.statistics import Floats
+    from pipeline.statistics import Booleans, Floats
     from stages.vit.spec import ViTSpec
 
 AGREEMENT_SLACK = 0.01
 """a candidate may agree with the source this much less than the best one and still win by speed"""
+DOUBTFUL_SLACK = 0.03
+"""the same where the images are too few to tell the two apart (exact McNemar test)"""
+SIGNIFICANT = 0.05
 
 
 class Choice(Record):
@@ -46,15 +50,17 @@ def choose(
 
     A later candidate must be faster than the preferred one beyond doubt: the 95 % interval of the ratio excludes 1.
     """
-    agreements = {}
+    agreements, same = {}, {}
     for name, folder in engines.items():
         answers = engine_answers(folder, pixels, spec.preprocess, tell=prefixed(tell, name))
         agreements[name] = likeness(reference, answers, has_head=bool(spec.classes))
+        if spec.classes:
+            same[name] = answers.argmax(axis=1) == reference.argmax(axis=1)
     if len(candidates) == 1:
         ((name, only),) = candidates.items()
         row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
         return Choice(winner=name, rows=(row,))
-    return _by_speed(candidates, engines, baseline, agreements, pixels, spec, threads, sizes, tell)
+    return _by_speed(candidates, engines, baseline, agreements, same, pixels, spec, threads, sizes, tell)
 
 
 def _by_speed(
@@ -62,6 +68,7 @@ def _by_speed(
     engines: Mapping[str, Path],
     baseline: Path,
     agreements: Mapping[str, float],
+    same: "Mapping[str, Booleans]",
     pixels: Path,
     spec: "ViTSpec",
     threads: int | None,
@@ -87,7 +94,7 @@ def _by_speed(
     )
     measured = comparison.measurements
     best = max(agreements.values())
-    fit = [name for name in candidates if agreements[name] >= best - AGREEMENT_SLACK]
+    fit = as_good_as_the_best(agreements, same)
     if not fit:
         told = ", ".join(f"{name} {share:.1%}" for name, share in agreements.items())
         raise StageError(f"no candidate gives finite answers: {told}")
@@ -108,6 +115,29 @@ def _by_speed(
             reason = f"takes {ratio:.2f} [{low:.2f}, {high:.2f}] times as long as {winner}"
         rows.append(_row(candidate, p50, agreements[name], sizes[name], chosen=name == winner, reason=reason))
     return Choice(winner=winner, rows=tuple(rows))
+
+
+def as_good_as_the_best(agreements: Mapping[str, float], same: "Mapping[str, Booleans]") -> list[str]:
+    """Return those whose answers are near the best's, or not shown to be worse, in order.
+
+    agreements: share or mean cosine in 0..1, NaN for answers that are not finite. same: per image, whether the source
+    gives the same top-1; empty for models without a head.
+    """
+    from pipeline.statistics import count_changes, mcnemar
+
+    finite = [name for name, share in agreements.items() if not math.isnan(share)]
+    if not finite:
+        return []
+    best = max(finite, key=agreements.__getitem__)
+    fit = []
+    for name in finite:
+        near = agreements[name] >= agreements[best] - AGREEMENT_SLACK
+        if not near and same and agreements[name] >= agreements[best] - DOUBTFUL_SLACK:
+            lost, gained, _ = count_changes(same[best], same[name])
+            near = mcnemar(lost, gained) >= SIGNIFICANT
+        if near:
+            fit.append(name)
+    return fit
 
 
 def _row(
