@@ -48,7 +48,7 @@ class Member:
         try:
             return _open(self.archive, (status.st_ino, status.st_size, status.st_mtime_ns), os.getpid()).read(self.name)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise OSError(str(error)) from error
+            raise OSError(str(error) or f"damaged in the zip: {type(error).__name__}") from error
         except Exception as error:  # zlib.error, lzma.LZMAError: damaged compressed data
             raise OSError(f"damaged in the zip: {error}") from error
 

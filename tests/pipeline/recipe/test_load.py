@@ -160,7 +160,7 @@ def test_a_problem_ends_with_its_line(problems: Problems) -> None:
         ({"vitrim": True}, "vitrim: must be 1, got true"),
         ({"vitrim": "1"}, "vitrim: must be 1, got '1'"),
         ({"a\nb": 1}, "'a\\nb': unknown key"),
-        ({"k" * 999: 1}, "kkk...: unknown key"),
+        ({"k" * 999: 1}, "kkk ... kkk"),
         ({"model.classes": "\n" * 500}, "model.classes: must be a whole number at least 0, or null, got '\\n"),
     ],
     ids=lambda value: str(value)[:40],
