@@ -184,7 +184,7 @@ class Worker:
     def pause(self) -> None:
         """Stop the process where it stands: threads that a runtime leaves spinning take no time from others then.
 
-        Nothing can be asked of it until `resume`. Were we killed now, the system would end it.
+        Nothing can be asked of it until `resume`. Were we killed now, it would go on, and leave.
         """
         self._signal(signal.SIGSTOP)
 

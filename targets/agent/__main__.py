@@ -5,9 +5,11 @@ standard output at the start; everything that libraries print goes to standard e
 """
 
 import argparse
+import ctypes
 import json
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GRACE_SECONDS = 5
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -32,6 +35,7 @@ def main() -> int:
     parser.add_argument("--runtime", action="append", default=[], metavar="NAME=FILE", help="bring a runtime along")
     arguments = parser.parse_args()
     answers = _claim_stdout()
+    _go_on_when_abandoned()
     threading.Thread(target=_leave_when_abandoned, daemon=True).start()
 
     threads = arguments.threads or usable_cores()
@@ -64,6 +68,16 @@ def _claim_stdout() -> IO[str]:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
+
+
+def _go_on_when_abandoned() -> None:
+    """Let Linux continue us when the caller dies while we are stopped: only who runs can leave.
+
+    The signal also comes when only the thread that started us ends; it then changes nothing. Elsewhere, and where a
+    sandbox forbids it, the hang-up that a system sends to stopped orphans must do.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def _leave_when_abandoned() -> None:
