@@ -1,12 +1,15 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as pipeline does, before anything imports torch
 ROOT = Path(__file__).resolve().parent.parent
+# A shell ignores Ctrl-C for what it runs in the background, and that passes on to tests and what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
