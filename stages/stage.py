@@ -11,6 +11,7 @@ from targets.record import Record
 
 if TYPE_CHECKING:
     from stages.data.images import ImageSet
+    from stages.vit.spec import ViTSpec
     from targets.profile import TargetProfile
 
 
@@ -83,6 +84,10 @@ class Stage(Generic[OptionsT]):
     """distributions whose versions decide the result"""
     code: tuple[str, ...] = ()
     """shared folders whose source decides the result, besides its own (`stages/vit`)"""
+    reshape: "Callable[[OptionsT, ViTSpec], ViTSpec] | None" = None
+    """the spec after it, without weights or images, for plans; None: unchanged"""
+    reshapes_at_most: Callable[[OptionsT], bool] = lambda options: False
+    """whether images decide on the shapes, so that `reshape` only gives what they cannot exceed"""
     target_bound: bool = False
     isolated: bool = False
     """run in a process of its own: it loads an inference runtime, which must not share a process with torch"""

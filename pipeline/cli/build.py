@@ -9,7 +9,12 @@ import typer
 from pipeline.cli.options import CheckpointOption, JsonOption, SetOption, StoreOption, TargetOption, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
     from pipeline.recipe import Recipe
+    from pipeline.shapes import Shape
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False, metavar="RECIPE")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Where reports and bundles go.")]
@@ -185,9 +190,11 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
     from rich.table import Table
 
     from pipeline.build import plan_recipe
+    from pipeline.shapes import shapes_of
 
     shelf = open_store(store)
     made = plan_recipe(recipe, shelf)
+    shapes = {shape.key: shape for shape in shapes_of(made, shelf)}
     if as_json:
         told = {
             target.profile.name: [
@@ -197,6 +204,7 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
                     "key": step.key,
                     "finished": shelf.has(step.key),
                     "options": step.options.model_dump(mode="json"),
+                    **(shapes[step.key].told() if step.key in shapes else {}),
                 }
                 for step in target.steps()
             ]
@@ -205,6 +213,7 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
         typer.echo(json.dumps(told, indent=2))
         return
     console = Console()
+    console.print(_shape_table(list(shapes.values())))
     for target in made.targets:
         table = Table(
             "step",
@@ -222,3 +231,29 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
             console.print(f"images  {role.value:<9} {len(images):>6}", highlight=False)
         for name, reason in target.passed_over:
             console.print(f"passed over: {name}: {reason}", style="yellow", markup=False)
+
+
+def _shape_table(shapes: "Sequence[Shape]") -> "Table":
+    """What the steps make of the model's size."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.report.figures import count
+
+    table = Table(title="model without its head, MACs of one image", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("after", overflow="fold")
+    for head in ("parameters", "left", "MACs", "left"):
+        table.add_column(head, justify="right")
+    first = shapes[0]
+    for shape in shapes:
+        if shape.spec is None or first.spec is None:
+            table.add_row(Text(shape.title), "not known yet")  # a model on the hub
+            continue
+        most = "≤ " if shape.at_most else ""
+        row = [
+            (f"{most}{count(now)}", f"{100 * now / before:.1f} %")
+            for now, before in ((shape.params, first.params), (shape.macs, first.macs))
+        ]
+        table.add_row(Text(shape.title), *(cell for pair in row for cell in pair))
+    return table

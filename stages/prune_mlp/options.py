@@ -90,6 +90,30 @@ def widths_asked(options: PruneMlpOptions, spec: ViTSpec) -> tuple[int, ...]:
     return tuple(_rounded(options, spec.width, width) if width else 0 for width in before)
 
 
+def reshaped(options: PruneMlpOptions, spec: ViTSpec) -> ViTSpec:
+    """Return the spec after the stage, without weights or images; raises InputError where it cannot be done."""
+    refuse_impossible(options, spec)
+    widths = widths_asked(options, spec)
+    blocks = tuple(block.replace(mlp_width=width) for block, width in zip(spec.blocks, widths, strict=True))
+    return spec.replace(blocks=blocks, fc2_bias=spec.fc2_bias or options.repair != "none")
+
+
+def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:
+    """Raise InputError, with the reason, for models whose MLPs cannot be pruned as asked."""
+    if any(spec.merge):
+        raise InputError("prune_mlp does not know models that merge tokens; put merge_tokens behind it")
+    if any(block.attention == "diluting" for block in spec.blocks):
+        raise InputError("prune_mlp needs a finished model, but an attention of this one is diluting; distil it first")
+    if options.refine and spec.norm_placement == "post":
+        raise InputError("refine needs a pre-norm model, this one is post-norm; set refine to 0")
+    needs_a_second_look = spec.mlp_norm_eps is not None and options.repair != "none"
+    if needs_a_second_look and (options.repair == "parallel" or spec.norm_placement == "post"):
+        raise InputError(
+            "this model's MLPs have a norm before fc2, whose statistics change with the neurons; they can be repaired "
+            "in pre-norm models by repair: sequential only"
+        )
+
+
 def _rounded(options: PruneMlpOptions, embedding: int, width: int) -> int:
     """Width for one block from `keep` or `r`: the nearest multiple of `round_to`, at least one of it."""
     wish = options.r * embedding if options.r is not None else (options.keep or 1) * width

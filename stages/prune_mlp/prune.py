@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.prune_mlp.neurons import add_bias, apply, last_layer, mlp_of, offers, refit
-from stages.prune_mlp.options import PruneMlpOptions, widths_asked
+from stages.prune_mlp.options import PruneMlpOptions, refuse_impossible, reshaped, widths_asked
 from stages.prune_mlp.refine import refine
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.model import Block, ViT
@@ -74,7 +74,6 @@ def prune(
     pruned = deepcopy(model)
     blocks = cast("list[Block]", list(pruned.blocks))
     if options.repair != "none" and not spec.fc2_bias:
-        spec = spec.replace(fc2_bias=True)
         for block in blocks:
             add_bias(block)
     rows: list[dict[str, Any]] = []
@@ -99,10 +98,7 @@ def prune(
             scratch=scratch,
             tell=tell,
         )
-    spec = spec.replace(
-        blocks=tuple(block.replace(mlp_width=width) for block, width in zip(spec.blocks, widths, strict=True))
-    )
-    return pruned, spec, {**_facts(rows, options), "images": images, "tokens": images * spec.tokens}
+    return pruned, reshaped(options, spec), {**_facts(rows, options), "images": images, "tokens": images * spec.tokens}
 
 
 def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit | None) -> dict[str, Any]:
@@ -150,22 +146,6 @@ def _aim(moments: Moments, *, as_it_was: Fit | None, options: PruneMlpOptions) -
     if as_it_was is None or options.repair != "sequential":
         return moments
     return lean(moments, as_it_was, share=options.take_back)
-
-
-def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:
-    """Raise InputError, with the reason, for models whose MLPs cannot be pruned as asked."""
-    if any(spec.merge):
-        raise InputError("prune_mlp does not know models that merge tokens; put merge_tokens behind it")
-    if any(block.attention == "diluting" for block in spec.blocks):
-        raise InputError("prune_mlp needs a finished model, but an attention of this one is diluting; distil it first")
-    if options.refine and spec.norm_placement == "post":
-        raise InputError("refine needs a pre-norm model, this one is post-norm; set refine to 0")
-    needs_a_second_look = spec.mlp_norm_eps is not None and options.repair != "none"
-    if needs_a_second_look and (options.repair == "parallel" or spec.norm_placement == "post"):
-        raise InputError(
-            "this model's MLPs have a norm before fc2, whose statistics change with the neurons; they can be repaired "
-            "in pre-norm models by repair: sequential only"
-        )
 
 
 def sample(images: "ImageSet", limit: int | None) -> "ImageSet":

@@ -1,7 +1,7 @@
 """The prune_mlp stage: its options and how to run it. Light: torch loads when it runs."""
 
 from stages.artifact import Format
-from stages.prune_mlp.options import PruneMlpOptions
+from stages.prune_mlp.options import PruneMlpOptions, reshaped
 from stages.stage import Role, Stage, StageContext, StageResult
 
 
@@ -27,6 +27,7 @@ STAGE = Stage(
     produces=Format.VIT,
     options=PruneMlpOptions,
     run=prune_mlp,
+    reshape=reshaped,
     roles=lambda options: (Role.FIT,) if options.reads_images else (),
     tools=("torch", "numpy", "scipy", "pillow"),
     code=("stages/vit", "stages/data", "targets/bundle/pixels.py"),

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from stages.data.labels import read_classes
 from stages.source.options import SourceOptions
-from stages.vit.files import build_empty, check_finite, check_fits, load_labels, load_spec, load_state, read_checkpoint
+from stages.vit.files import (
+    build_empty,
+    check_finite,
+    check_fits,
+    load_labels,
+    load_spec,
+    load_state,
+    read_checkpoint,
+    shapes_in,
+)
 from stages.vit.spec import ViTSpec
 from stages.vit.timm_reader import check_class, read_spec, read_timm
 from targets.errors import InputError, UnknownNameError
@@ -46,6 +55,26 @@ def load_source(options: SourceOptions, *, seed: int) -> Source:
     if source.labels is not None and len(source.labels) != source.spec.classes:
         raise InputError(f"{len(source.labels)} class names for {source.spec.classes} classes; give one name per class")
     return source
+
+
+def expected_spec(options: SourceOptions) -> ViTSpec | None:
+    """Read the spec alone: no weights, no memory for them. None for a model on the hub, whose config is not here.
+
+    Raises InputError for what `load_source` would refuse by its shapes.
+    """
+    if options.folder is not None:
+        return load_spec(options.folder)
+    name = options.timm or ""
+    check_name(name)
+    if name.startswith(HUB):
+        return None
+    arguments = _arguments(options)
+    if options.checkpoint is not None and options.classes is None:
+        head = shapes_in(options.checkpoint).get("head.weight", ())
+        if len(head) == 2:
+            arguments["num_classes"] = head[0]
+    check_class(_build(name, {}, device="meta"), name=name)
+    return read_spec(_build(name, arguments, device="meta"), name=name)
 
 
 def load_timm(options: SourceOptions, *, seed: int) -> Source:

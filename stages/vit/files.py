@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -131,6 +131,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint {str(path)!r} holds no tensors")
     check_finite(state, origin=f"checkpoint {str(path)!r}")
     return state
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a checkpoint; of a safetensors file only the header is read."""
+    if path.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path).items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint {str(path)!r} cannot be read, perhaps it is truncated: {error}") from error
 
 
 def check_finite(state: Mapping[str, Tensor], *, origin: str) -> None:

@@ -1,0 +1,100 @@
+"""Shapes of the model before anything runs: parameters and MACs of the source, and after each step that changes them.
+
+Counted on specs, so that a model of billions of parameters needs no memory. The head is left out, as papers leave it
+out for towers; a classifier of 1,000 classes adds 1,000 * (width + 1).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.plan import Plan, PlannedStep
+from pipeline.store import Store
+from stages.artifact import Format
+from stages.catalog import get_stage
+from stages.vit.counts import macs_by_part, params_by_part
+from stages.vit.spec import SPEC_FILE, ViTSpec
+
+RECORD = "spec"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The model behind one step."""
+
+    key: str
+    title: str
+    spec: ViTSpec | None
+    """None where only the hub knows it"""
+    at_most: bool = False
+    """images decide: the real one is not larger"""
+
+    @property
+    def params(self) -> int:
+        """Parameters without the head."""
+        return _without_head(params_by_part(self.spec)) if self.spec else 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image without the head."""
+        return _without_head(macs_by_part(self.spec)) if self.spec else 0
+
+    def told(self) -> dict[str, Any]:
+        """Return what a plan in JSON says."""
+        if self.spec is None:
+            return {"params_without_head": None, "macs_without_head": None}
+        return {
+            "params_without_head": self.params,
+            "macs_without_head": self.macs,
+            "at_most": self.at_most,
+        }
+
+
+def shapes_of(plan: Plan, store: Store) -> Iterator[Shape]:
+    """Yield the shape of the source and of the model after each step that changes it.
+
+    Raises InputError where a step cannot do what it is asked. The source's spec is kept in the store, because to build
+    it timm must be loaded; a finished step's spec is read from its folder, which also says what images decided.
+    """
+    line = plan.source.line()
+    spec = _source_spec(line[0], store)
+    yield Shape(key=line[0].key, title=line[0].title, spec=spec)
+    at_most = False
+    for step in [*line[1:], *plan.compressed]:
+        stage = get_stage(step.stage)
+        if stage.produces != Format.VIT or stage.reshape is None:
+            continue
+        finished = _finished_spec(step, store)
+        if finished is not None:
+            spec, at_most = finished, False
+        elif spec is not None:
+            at_most = at_most or stage.reshapes_at_most(step.options)
+            spec = stage.reshape(step.options, spec)
+        yield Shape(key=step.key, title=step.title, spec=spec, at_most=at_most)
+
+
+def _source_spec(step: PlannedStep, store: Store) -> ViTSpec | None:
+    from stages.source.options import SourceOptions
+
+    known = store.get_record(RECORD, step.key)
+    if known is not None:
+        return ViTSpec.model_validate(known)
+    finished = _finished_spec(step, store)
+    if finished is not None:
+        return finished
+    from stages.source.load import expected_spec  # loads torch and timm
+
+    assert isinstance(step.options, SourceOptions)  # the first step of every line
+    spec = expected_spec(step.options)
+    if spec is not None:
+        store.put_record(RECORD, step.key, spec.model_dump(mode="json"))
+    return spec
+
+
+def _finished_spec(step: PlannedStep, store: Store) -> ViTSpec | None:
+    artifact = store.find(step.key) if store.has(step.key) else None
+    return None if artifact is None else ViTSpec.model_validate_json((artifact.folder / SPEC_FILE).read_bytes())
+
+
+def _without_head(parts: dict[str, int]) -> int:
+    return sum(number for part, number in parts.items() if part != "head")
