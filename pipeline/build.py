@@ -16,10 +16,12 @@ from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_ans
 from pipeline.choose import Choice, choose
 from pipeline.events import Event, Watcher, ignore
 from pipeline.keys import code_digest, content_digest
-from pipeline.plan import Candidate, Plan, PlannedStep, TargetPlan, make_plan
+from pipeline.plan import Candidate, Plan, PlannedStep, Planner, TargetPlan, make_plan
 from pipeline.report.compose import Built, compose
 from pipeline.report.record import Report
 from pipeline.runner import Runner
+from pipeline.search.replan import replan, reshaping_after, searched_step, timing_inputs
+from pipeline.search.search import Search
 from pipeline.store import Store
 from pipeline.validation import Engines, Subject, Validation, validate
 from stages.artifact import Artifact, Format
@@ -32,6 +34,7 @@ from targets.record import digest_of
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from pipeline.search.record import Decision
     from pipeline.statistics import Floats
 
 AGREEMENT_IMAGES = 512
@@ -109,6 +112,8 @@ class _TargetBuild:
     target: TargetPlan
     runner: Runner
     reuse: bool
+    pair: "Choice | None" = None
+    """how runtime and precision were chosen before a search"""
 
     @property
     def _pixels(self) -> Path:
@@ -122,12 +127,14 @@ class _TargetBuild:
         self.runner.bring(self.plan.source)
         before = self._spec(self.plan.source)
         self._check_labels(before)
+        decision = self._search(before) if searched_step(self.plan) else None
         for step in self.target.steps():
             self.runner.bring(step)
         baseline = self._engine(self.target.baselines[self.target.profile.batch])
         lazy = _Reference(self, baseline, before)
         agreements = self._check("compare stages", lambda tell: self._stage_agreements(lazy, tell))
         choice = self._check("compare candidates", lambda tell: self._choose(lazy, baseline, tell))
+        choice = choice.joined_with(self.pair)
         winner = next(one for one in self.target.candidates if one.name == choice.winner)
         subject = self._subject(winner, before)
         key = self._validation_key(winner)
@@ -153,6 +160,7 @@ class _TargetBuild:
             versions=_versions(),
             command=command,
             recipe_text=self.plan.recipe.text,
+            decision=decision,
         )
         report = compose(built)
         write_report(output, report)
@@ -216,11 +224,12 @@ class _TargetBuild:
         )
         return {"agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)), "top1": right}
 
-    def _choose(self, reference: "_Reference", baseline: Path, tell: Tell) -> Choice:
+    def _choose(self, reference: "_Reference", baseline: Path, tell: Tell, *, unpruned: bool = False) -> Choice:
         candidates = {one.name: one for one in self.target.candidates}
+        engines = {name: one.unpruned if unpruned else one.engine for name, one in candidates.items()}
         key = digest_of(
             [
-                [one.engine.key for one in self.target.candidates],
+                [one.key for one in engines.values()],
                 self.target.baselines[self.target.profile.batch].key,
                 reference.images.fingerprint,
                 code_digest(("pipeline/choose.py", *MEASURING_CODE)),
@@ -231,17 +240,47 @@ class _TargetBuild:
             return kept
         made = choose(
             candidates,
-            {name: self._engine(one.engine) for name, one in candidates.items()},
+            {name: self._engine(one) for name, one in engines.items()},
             baseline=baseline,
             reference=reference.answers,
             pixels=reference.pixels,
             spec=reference.spec,
             threads=self.target.profile.threads,
-            sizes={name: _engine_bytes(self.runner.bring(one.engine)) for name, one in candidates.items()},
+            sizes={name: _engine_bytes(self.runner.bring(one)) for name, one in engines.items()},
             tell=tell,
         )
         self.runner.store.put_record("choice", key, made.model_dump(mode="json"))
         return made
+
+    # Searching.
+
+    def _search(self, before: ViTSpec) -> "Decision":
+        """Choose runtime and precision by the unpruned engines, then shapes for them; plans the target anew."""
+        baseline = self._engine(self.target.baselines[self.target.profile.batch])
+        for one in self.target.candidates:
+            self.runner.bring(one.unpruned)
+        lazy = _Reference(self, baseline, before)
+        self.pair = self._check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
+        candidate = next(one for one in self.target.candidates if one.name == self.pair.winner)
+        step = searched_step(self.plan)
+        if step is None or step.previous is None:
+            raise RuntimeError("a search needs a step that leaves its shapes to it")
+        self.runner.bring(step.previous)
+        search = Search(
+            planner=Planner(self.plan.recipe, self.plan.images),
+            runner=self.runner,
+            target=self.target,
+            candidate=candidate,
+            spec=self._spec(step.previous),
+            model=step.previous,
+            step=step,
+            later=reshaping_after(self.plan, step),
+            inputs=lambda: timing_inputs(lazy.pixels, candidate.batch, before.preprocess),
+            reuse=self.reuse,
+        )
+        decision = search.run(self._check)
+        self.plan, self.target = replan(self.plan, self.target, decision, candidate)
+        return decision
 
     # Validating.
 

@@ -33,6 +33,18 @@ class Choice(Record):
     winner: str
     rows: tuple[CandidateRow, ...]
 
+    def joined_with(self, unpruned: "Choice | None") -> "Choice":
+        """Return this choice with those that lost before, when unpruned engines were compared; None: as it is."""
+        if unpruned is None:
+            return self
+        lost = [
+            row.model_copy(update={"reason": f"of the unpruned engines: {row.reason}"})
+            for row in unpruned.rows
+            if not row.chosen
+        ]
+        won = [row.model_copy(update={"reason": "its unpruned engine is the fastest"}) for row in self.rows]
+        return Choice(winner=self.winner, rows=(*(won if lost else self.rows), *lost))
+
 
 def choose(
     candidates: Mapping[str, Candidate],

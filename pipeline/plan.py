@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.keys import step_key
+from pipeline.search.limits import needs_a_limit
 from stages.artifact import Format
 from stages.catalog import get_stage
 from stages.stage import Role
@@ -41,6 +42,10 @@ class PlannedStep:
     roles: tuple[Role, ...] = ()
     profile: TargetProfile | None = None
     """only for a target-bound stage"""
+    device: str | None = None
+    """fingerprint of the device, likewise"""
+    searched: bool = False
+    """it depends on what a search decides, so that it is not yet what will run"""
 
     def line(self) -> "tuple[PlannedStep, ...]":
         """All steps from the first to this one."""
@@ -145,7 +150,13 @@ class Planner:
             previous=after,
             roles=roles,
             profile=profile if stage.target_bound else None,
+            device=device if stage.target_bound else None,
+            searched=(after is not None and after.searched) or is_auto(name, options),
         )
+
+    def again(self, step: PlannedStep, *, after: PlannedStep, title: str) -> PlannedStep:
+        """Plan the same step of another model."""
+        return self.step(step.stage, step.options, after=after, title=title, profile=step.profile, device=step.device)
 
     def source(self) -> PlannedStep:
         """The source line: the model as the user gave it, fine-tuned if the recipe says so."""
@@ -171,6 +182,11 @@ class Planner:
         """The fp32 graph of a model, with the recipe's export options."""
         step = next(step for step in self.recipe.steps if step.stage == "export")
         return self.step("export", step.options, after=start)
+
+
+def is_auto(stage: str, options: Record) -> bool:
+    """Whether a step leaves its shapes to a search."""
+    return stage == "prune" and getattr(options, "blocks", None) == "auto"
 
 
 def make_plan(recipe: "Recipe", images: Mapping[Role, "ImageSet"], profiles: list[TargetProfile]) -> Plan:
@@ -249,11 +265,14 @@ def _plan_target(
     first = next((choice for choice in usable if "fp32" in choice.precisions), None)
     if first is None:
         raise InputError(f"target {profile.name!r} has no usable runtime in fp32 for the baseline")
+    budget = recipe.budget_for(profile)
+    if graph.searched:
+        needs_a_limit(budget)
     exported = planner.export_of(source)
     batches = sorted({profile.batch, *recipe.measure.batches})
     return TargetPlan(
         profile=profile,
-        budget=recipe.budget_for(profile),
+        budget=budget,
         facts=facts,
         candidates=candidates(profile.batch),
         baselines={batch: compile_step(exported, first.name, "fp32", batch, "baseline") for batch in batches},

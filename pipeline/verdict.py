@@ -16,6 +16,8 @@ UNITS = {
     "latency_ratio": "engine / unpruned",
     "memory_bytes": "bytes",
     "engine_bytes": "bytes",
+    "parameters": "parameters",
+    "macs": "multiply-accumulates of one image",
 }
 
 
@@ -26,12 +28,14 @@ def judge(
     latency: Latency | None,
     memory_bytes: float | None,
     engine_bytes: int | None,
+    parameters: int | None = None,
+    macs: int | None = None,
     parity: Parity | None,
     baseline_runtime: str = "",
 ) -> Verdict:
     """Hold every key of the budget against its measurement; the worst check is the verdict.
 
-    memory_bytes and engine_bytes are the engine's; baseline_runtime names what the speed-up refers to.
+    memory_bytes, engine_bytes, parameters and macs are the engine's; baseline_runtime is what the speed-up refers to.
     """
     checks = [
         check
@@ -42,6 +46,8 @@ def judge(
             _latency_ratio(budget.latency_ratio, latency),
             _check("memory_bytes", budget.memory_bytes, memory_bytes),
             _check("engine_bytes", budget.engine_bytes, engine_bytes),
+            _check("parameters", budget.parameters, parameters),
+            _check("macs", budget.macs, macs),
         )
         if check is not None
     ]

@@ -23,6 +23,7 @@ class Format(StrEnum):
     VIT = "vit"  # vit.json + model.safetensors + model.py
     ONNX = "onnx"  # model.onnx + vit.json
     ENGINE = "engine"  # what a runtime built: engine.json + its files
+    OFFERS = "offers"  # offers.json: what each smaller shape of each sublayer costs in accuracy
 
 
 class FileFacts(Record):

@@ -11,10 +11,14 @@ CATALOG: dict[str, str] = {
     "source": "stages.source.stage",
     "finetune": "stages.finetune.stage",
     "prune_mlp": "stages.prune_mlp.stage",
+    "prune_attention": "stages.prune_attention.stage",
+    "prune": "stages.prune.stage",
     "distill": "stages.distill.stage",
     "export": "stages.export.stage",
     "quantize": "stages.quantize.stage",
     "compile": "stages.compile.stage",
+    "offers": "stages.offers.stage",
+    "random_weights": "stages.random_weights.stage",
 }
 """name -> module that holds STAGE, in the order in which stages usually run"""
 

@@ -31,6 +31,8 @@ class Budget(Record):
     latency_ratio: float | None = Field(default=None, gt=0, description="engine / unpruned, same runtime and precision")
     memory_bytes: int | None = Field(default=None, gt=0)
     engine_bytes: int | None = Field(default=None, gt=0)
+    parameters: int | None = Field(default=None, gt=0, description="of the whole model")
+    macs: int | None = Field(default=None, gt=0, description="multiply-accumulates of one image")
 
 
 class Board(Record):
@@ -62,6 +64,29 @@ class RuntimeChoice(Record):
         return text
 
 
+class ShapeRules(Record):
+    """Shapes that the target's fast kernels take: what a search chooses among. A model's own widths are always legal."""
+
+    mlp_multiple: int = Field(default=16, gt=0)
+    head_multiple: int = Field(default=8, gt=0, description="d_qk and d_v")
+    head_widths: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="only these, where a fused kernel exists for no others"
+    )
+    equal_head_widths: bool = Field(default=False, description="d_qk equals d_v, as some fused kernels demand")
+
+    def mlp_widths(self, most: int) -> tuple[int, ...]:
+        """Legal widths of an MLP that has `most` neurons, rising, without 0."""
+        return (*range(self.mlp_multiple, most, self.mlp_multiple), most) if most else ()
+
+    def widths_of_heads(self, most: int) -> tuple[int, ...]:
+        """Legal widths of a head that is `most` wide, rising."""
+        if not most:
+            return ()
+        if self.head_widths is not None:
+            return (*(width for width in sorted(set(self.head_widths)) if width < most), most)
+        return (*range(self.head_multiple, most, self.head_multiple), most)
+
+
 class TargetProfile(Record):
     """What someone deploys to."""
 
@@ -77,6 +102,7 @@ class TargetProfile(Record):
     reached: Literal["local"] = "local"
     verified: Literal["on hardware", "engine built", "not yet"]
     budget: Budget = Budget()
+    shapes: ShapeRules = ShapeRules()
 
 
 def list_profiles() -> list[str]:

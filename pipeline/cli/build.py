@@ -202,7 +202,8 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
                     "step": step.title,
                     "stage": step.stage,
                     "key": step.key,
-                    "finished": shelf.has(step.key),
+                    "finished": shelf.has(step.key) and not step.searched,
+                    "depends_on_search": step.searched,
                     "options": step.options.model_dump(mode="json"),
                     **(shapes[step.key].told() if step.key in shapes else {}),
                 }
@@ -225,7 +226,8 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
             title_justify="left",
         )
         for step in target.steps():
-            table.add_row(step.title, step.key[:12], "finished" if shelf.has(step.key) else "to run")
+            state = "depends on search" if step.searched else "finished" if shelf.has(step.key) else "to run"
+            table.add_row(step.title, "" if step.searched else step.key[:12], state)
         console.print(table)
         for role, images in made.images.items():
             console.print(f"images  {role.value:<9} {len(images):>6}", highlight=False)

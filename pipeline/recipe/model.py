@@ -13,8 +13,8 @@ from targets.measure.measurement import Level
 from targets.profile import Budget, TargetProfile
 from targets.record import Record, digest_of
 
-IMPLIED = ("source", "compile")
-"""stages of every build, which are never written: `model` is what source is told, and compile comes last"""
+IMPLIED = ("source", "compile", "offers", "random_weights")
+"""stages that are never written: `model` is what source is told, compile comes last, a search runs the others"""
 
 
 def known_stages() -> tuple[str, ...]:

@@ -17,6 +17,14 @@ Written = tuple[Place, Stage[Any], Record | None]
 """where a step stands, its stage, and its options or None where they are wrong"""
 
 
+_INSTEAD = {
+    "source": "is part of every build, and `model` says what it reads",
+    "compile": "is part of every build, and the targets say what is compiled",
+    "offers": "runs by itself where prune has blocks: auto",
+    "random_weights": "runs by itself where prune has blocks: auto",
+}
+
+
 def read_steps(document: Document) -> tuple[Step, ...]:
     """Return the steps with `export` where it is needed; tells what is wrong with them."""
     written = _written(document)
@@ -47,8 +55,7 @@ def _written(document: Document) -> list[Written]:
         if name is None:
             document.tell(place, _not_a_step(one))
         elif name in IMPLIED:
-            instead = "`model` says what it reads" if name == "source" else "the targets say what is compiled"
-            document.tell(place, f"stage {name!r} is part of every build, and {instead}; remove this step")
+            document.tell(place, f"stage {name!r} {_INSTEAD[name]}; remove this step")
         elif name not in known_stages():
             document.tell(place, f"unknown stage {show(name)}; {_suggest_stage(name)}")
         else:
@@ -82,6 +89,8 @@ def _in_order(written: list[Written], document: Document) -> list[Written]:
         name, problem = stage.name, None
         if stage.produces == Format.ONNX and name in before:
             problem = f"{name} stands before already; a graph is made and quantized once; remove this step"
+        elif getattr(options, "blocks", None) == "auto" and "prune" in before:
+            problem = "prune stands before already, and only one may have blocks: auto, as the first; give blocks here"
         elif name == "finetune" and before - {"finetune"}:
             problem = "finetune makes the model that all else is compared with; put it before the other steps"
         elif stage.consumes == Format.VIT and holds == Format.ONNX:

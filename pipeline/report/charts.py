@@ -21,40 +21,40 @@ MOST_BARS = 80
 
 def bar(share: float, kind: str) -> Markup:
     """One bar of a share of the full width, 0..1. Decoration: the number stands beside it."""
-    svg = _svg(6)
+    svg = drawing(6)
     _rect(svg, 0, 100, 0, 6, "track", round_corners=True)
     _rect(svg, 0, 100 * _within_unit(share), 0, 6, kind, round_corners=True)
-    return _markup(svg)
+    return markup(svg)
 
 
 def bar_pair(before: float, after: float) -> Markup:
     """Baseline above engine, to the scale of the larger. Decoration."""
     largest = max(before, after) or 1
-    svg = _svg(16)
+    svg = drawing(16)
     _rect(svg, 0, 100 * before / largest, 0, 6, "baseline", round_corners=True)
     _rect(svg, 0, 100 * after / largest, 10, 6, "engine", round_corners=True)
-    return _markup(svg)
+    return markup(svg)
 
 
 def stacked(parts: Sequence[tuple[str, str, int]]) -> Markup:
     """Parts of a whole side by side: (kind, words, number)."""
     total = sum(number for _, _, number in parts) or 1
-    svg = _svg(16, ", ".join(f"{words} {number:,}" for _, words, number in parts))
+    svg = drawing(16, ", ".join(f"{words} {number:,}" for _, words, number in parts))
     left = 0.0
     for kind, _, number in parts:
         _rect(svg, left, 100 * number / total, 0, 16, kind)
         left += 100 * number / total
-    return _markup(svg)
+    return markup(svg)
 
 
 def loss(share: float, least: float) -> Markup:
     """What is missing to 1, drawn from the right on an axis from `least` to 1. Decoration."""
     place = 100 * _within_unit((share - least) / (1 - least))
-    svg = _svg(8)
+    svg = drawing(8)
     _rect(svg, 0, 100, 1, 6, "track", round_corners=True)
     _rect(svg, place, 100 - place, 1, 6, "lost", round_corners=True)
-    _line(svg, place, place, 0, 8, "mark")
-    return _markup(svg)
+    line(svg, place, place, 0, 8, "mark")
+    return markup(svg)
 
 
 def interval(value: float, ends: tuple[float, float] | None, limit: float, status: str, label: str) -> Markup:
@@ -63,14 +63,14 @@ def interval(value: float, ends: tuple[float, float] | None, limit: float, statu
     left, right = min(0.0, low), max(limit, high, 0.0)
     right = right + 0.12 * (right - left) or 1.0
     axis = Axis(left, right)
-    svg = _svg(24, label)
+    svg = drawing(24, label)
     _rect(svg, 0, axis.place(limit), 9, 6, "allowed")
     _rect(svg, axis.place(limit), 100 - axis.place(limit), 9, 6, "track")
     if ends is not None:
-        _line(svg, axis.place(low), axis.place(high), 12, 12, f"whisker {status}")
-    _line(svg, axis.place(limit), axis.place(limit), 3, 21, "limit")
-    SubElement(svg, "circle", {"cx": _percent(axis.place(value)), "cy": "12", "r": "4.5", "class": f"dot {status}"})
-    return _markup(svg)
+        line(svg, axis.place(low), axis.place(high), 12, 12, f"whisker {status}")
+    line(svg, axis.place(limit), axis.place(limit), 3, 21, "limit")
+    SubElement(svg, "circle", {"cx": percent(axis.place(value)), "cy": "12", "r": "4.5", "class": f"dot {status}"})
+    return markup(svg)
 
 
 # Latency.
@@ -111,36 +111,36 @@ def latency_axis(latency: Latency) -> Axis:
 def distribution(one: LatencyFigures, axis: Axis, role: str, label: str) -> Markup:
     """Histogram of one engine with its p50 (solid) and p90 (dashed)."""
     height = 56
-    svg = _svg(height, label)
+    svg = drawing(height, label)
     bars = _bars(one)
     densest = max((count / (right - left) for left, right, count in bars), default=1)
     for left, right, count in bars:
         tall = (height - 8) * count / (right - left) / densest
         _rect(svg, axis.place(left), axis.place(right) - axis.place(left), height - tall, tall, f"bin {role}")
-    _line(svg, 0, 100, height - 0.5, height - 0.5, "axis")
-    _line(svg, axis.place(one.p50), axis.place(one.p50), 0, height, "p50")
+    line(svg, 0, 100, height - 0.5, height - 0.5, "axis")
+    line(svg, axis.place(one.p50), axis.place(one.p50), 0, height, "p50")
     if one.p90 is not None:
-        _line(svg, axis.place(one.p90), axis.place(one.p90), 0, height, "p90")
-    return _markup(svg)
+        line(svg, axis.place(one.p90), axis.place(one.p90), 0, height, "p90")
+    return markup(svg)
 
 
 def scale(axis: Axis, unit: str) -> Markup:
     """Ticks and numbers of an axis. Decoration: tables hold the numbers."""
-    svg = _svg(22)
+    svg = drawing(22)
     ticks = list(axis.ticks())
     decimals = max((figures.decimals_of(tick, 1) for tick in ticks if tick), default=0)
     for tick in ticks:
         place = axis.place(tick)
-        _line(svg, place, place, 0, 5, "axis")
+        line(svg, place, place, 0, 5, "axis")
         anchor = "start" if place < 3 else "end" if place > 94 else "middle"
-        _text(
+        write(
             svg,
             place,
             18,
             f"{figures.number(tick, decimals)} {unit}" if tick == 0 else figures.number(tick, decimals),
             anchor,
         )
-    return _markup(svg)
+    return markup(svg)
 
 
 # Blocks.
@@ -152,7 +152,7 @@ def blocks(changes: Sequence[Change], label: str) -> Markup:
     largest = max(max(change.before, change.after) for change in changes) or 1
     slot = 100 / len(changes)
     every = math.ceil(len(changes) / 12)  # indices that fit on a telephone
-    svg = _svg(height + foot, label)
+    svg = drawing(height + foot, label)
     for index, change in enumerate(changes):
         left = index * slot
         column = SubElement(svg, "g")
@@ -161,9 +161,9 @@ def blocks(changes: Sequence[Change], label: str) -> Markup:
         _rect(column, left + 0.12 * slot, 0.76 * slot, height - after, after, "engine")
         SubElement(column, "title").text = f"block {index}: {change.before:,} → {change.after:,}"
         if index % every == 0:
-            _text(svg, left + slot / 2, height + 14, str(index), "middle")
-    _line(svg, 0, 100, height + 0.5, height + 0.5, "axis")
-    return _markup(svg)
+            write(svg, left + slot / 2, height + 14, str(index), "middle")
+    line(svg, 0, 100, height + 0.5, height + 0.5, "axis")
+    return markup(svg)
 
 
 # Pieces.
@@ -184,7 +184,7 @@ def _bars(one: LatencyFigures) -> list[tuple[float, float, int]]:
     return [(left, left + width, count) for left, width, count in zip(lefts, widths, counts, strict=True) if width > 0]
 
 
-def _svg(height: int, label: str = "") -> Element:
+def drawing(height: int, label: str = "") -> Element:
     """An empty drawing; without a label it is decoration that a screen reader passes over."""
     named = {"role": "img", "aria-label": label} if label else {"aria-hidden": "true"}
     return Element("svg", {"class": "chart", "width": "100%", "height": str(height), **named})
@@ -193,20 +193,23 @@ def _svg(height: int, label: str = "") -> Element:
 def _rect(
     parent: Element, x: float, width: float, y: float, height: float, kind: str, *, round_corners: bool = False
 ) -> None:
-    place = {"x": _percent(x), "y": _pixels(y), "width": _percent(width), "height": _pixels(height), "class": kind}
+    place = {"x": percent(x), "y": _pixels(y), "width": percent(width), "height": _pixels(height), "class": kind}
     SubElement(parent, "rect", {**place, "rx": "2"} if round_corners else place)
 
 
-def _line(parent: Element, x1: float, x2: float, y1: float, y2: float, kind: str) -> None:
-    place = {"x1": _percent(x1), "x2": _percent(x2), "y1": _pixels(y1), "y2": _pixels(y2)}
+def line(parent: Element, x1: float, x2: float, y1: float, y2: float, kind: str) -> None:
+    """Add a line: x in percent, y in pixels."""
+    place = {"x1": percent(x1), "x2": percent(x2), "y1": _pixels(y1), "y2": _pixels(y2)}
     SubElement(parent, "line", {**place, "class": kind})
 
 
-def _text(parent: Element, x: float, y: float, text: str, anchor: str) -> None:
-    SubElement(parent, "text", {"x": _percent(x), "y": _pixels(y), "text-anchor": anchor}).text = text
+def write(parent: Element, x: float, y: float, text: str, anchor: str) -> None:
+    """Add a text: x in percent, y in pixels."""
+    SubElement(parent, "text", {"x": percent(x), "y": _pixels(y), "text-anchor": anchor}).text = text
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A horizontal place, as SVG wants it."""
     return f"{value:.2f}%"
 
 
@@ -218,5 +221,6 @@ def _within_unit(share: float) -> float:
     return min(max(share, 0.0), 1.0)
 
 
-def _markup(svg: Element) -> Markup:
+def markup(svg: Element) -> Markup:
+    """The finished drawing."""
     return Markup(tostring(svg, encoding="unicode"))  # ElementTree has escaped every text and attribute

@@ -24,6 +24,7 @@ from targets.errors import StageError
 if TYPE_CHECKING:
     from pipeline.choose import Choice
     from pipeline.plan import Candidate, Plan, TargetPlan
+    from pipeline.search.record import Decision
     from pipeline.validation import Validation
     from stages.artifact import Artifact
     from targets.measure.measurement import Comparison, Measurement
@@ -54,6 +55,8 @@ class Built:
     versions: Mapping[str, str]
     command: str
     recipe_text: str
+    decision: "Decision | None" = None
+    """what a search decided; None where the recipe says the shapes"""
 
 
 def compose(built: Built) -> Report:
@@ -93,6 +96,8 @@ def compose(built: Built) -> Report:
             latency=judged,
             memory_bytes=memory.engine,
             engine_bytes=size.bytes.after,
+            parameters=size.params.after,
+            macs=size.macs.after,
             parity=validation.parity,
             baseline_runtime=baseline_runtime,
         ),
@@ -108,6 +113,7 @@ def compose(built: Built) -> Report:
         size=size,
         blocks=_blocks(built.before, built.after),
         stages=tuple(_stage(title, artifact, built) for title, artifact in built.steps),
+        search=built.decision,
         candidates=tuple(built.choice.rows) + tuple(_passed_over(target)),
         parity=validation.parity,
         operators=dict(validation.operators),

@@ -44,6 +44,8 @@ BUDGET_NAMES = {
     "latency_ratio": "latency ratio",
     "memory_bytes": "memory",
     "engine_bytes": "engine size",
+    "parameters": "parameters",
+    "macs": "MACs",
 }
 
 
@@ -151,6 +153,8 @@ def budget_value(name: str, value: float, *, near: float | None = None) -> str:
     if name.endswith("_ms"):
         least = decimals_of(near if near else value, 3)
         return f"{number(value, telling_decimals([value], near, least=least))} ms"
+    if name in ("parameters", "macs"):
+        return count(value)
     return size(value)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.report import charts, figures, tables
+from pipeline.report import charts, figures, tables, trade
 from pipeline.report.record import BudgetCheck, Change, OperatorTime, Report, StageRow, Status
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -22,6 +22,7 @@ SECTIONS = (
     ("accuracy", "Accuracy"),
     ("latency", "Latency"),
     ("stages", "Stage by stage"),
+    ("search", "How shapes were chosen"),
     ("architecture", "Block by block"),
     ("where", "Time and parameters"),
     ("candidates", "Candidates"),
@@ -43,7 +44,7 @@ def to_html(report: Report) -> str:
         report=report,
         style=Markup(style),
         policy=_policy(style),
-        sections=SECTIONS,
+        sections=[one for one in SECTIONS if one[0] != "search" or report.search],
         headline=_headline(report),
         cards=tables.headlines(report),
         engines={role: figures.engine_name(report, role) for role in figures.ROLES},
@@ -54,6 +55,7 @@ def to_html(report: Report) -> str:
         axis=charts.latency_axis(latency) if latency else None,
         by_role=_by_role(report),
         stages=_Stages(report.stages),
+        choices=trade.choice_rows(report.search) if report.search else [],
         panels=_panels(report),
         operators=_operators(report),
         parts=_parts(report),
@@ -79,6 +81,7 @@ def _environment() -> Environment:
         f=figures,
         charts=charts,
         tables=tables,
+        trade=trade,
         symbols=SYMBOLS,
         words=figures.STATUS_WORDS,
         dash=figures.DASH,

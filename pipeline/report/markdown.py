@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from pipeline.report import figures, tables
+from pipeline.report import figures, tables, trade
 from pipeline.report.record import Latency, Report, Status
 
 SYMBOLS: dict[Status, str] = {
@@ -25,6 +25,7 @@ def to_markdown(report: Report) -> str:
         *_budget(report),
         *_latency(report),
         *_accuracy(report),
+        *_search(report),
         *_stages(report),
         *_candidates(report),
         *_parity(report),
@@ -116,6 +117,20 @@ def _stages(report: Report) -> list[str]:
     return ["## Stage by stage", _table(heads, rows, numbers=(1, 2, 3, 4, 5))]
 
 
+def _search(report: Report) -> list[str]:
+    decision = report.search
+    if decision is None:
+        return []
+    rows = [
+        (str(row.block), row.part, row.before, f"**{row.after}**" if row.changed else "as before", row.loss, row.time)
+        for row in trade.choice_rows(decision)
+    ]
+    heads = ("block", "sublayer", "before", "after", "loss added", "time, of the unpruned engine's")
+    table = _table(heads, [[cell.replace("|", "\\|") for cell in row] for row in rows], numbers=(0, 2, 3, 4))
+    folded = f"<details><summary>Every sublayer</summary>\n\n{table}\n\n</details>"
+    return ["## How shapes were chosen", _text_whole(trade.sentence(decision)), folded]
+
+
 def _candidates(report: Report) -> list[str]:
     if not report.candidates:
         return []
@@ -163,6 +178,11 @@ def _reproduce(report: Report) -> list[str]:
 def _text(text: str) -> str:
     """Text from outside as Markdown that shows it as it is, not too long."""
     return _escaped(figures.name(text))
+
+
+def _text_whole(text: str) -> str:
+    """A sentence of ours, however long."""
+    return _escaped(figures.visible(text))
 
 
 def _escaped(text: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pipeline.search.record import Decision
 from targets.record import Record
 
 Status = Literal["within", "over", "undecided", "not_measured", "failed"]
@@ -208,6 +209,8 @@ class Report(Record):
     blocks: tuple[BlockRow, ...]
     stages: tuple[StageRow, ...]
     candidates: tuple[CandidateRow, ...] = ()
+    search: Decision | None = None
+    """how the shapes were chosen, where the recipe left that to a search"""
     parity: Parity | None = None
     operators: dict[str, tuple[OperatorTime, ...]] = {}
     """time by kind of operator, for baseline and engine"""

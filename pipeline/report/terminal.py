@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report import figures, tables
+from pipeline.report import figures, tables, trade
 from pipeline.report.record import Latency, Report, Status
 
 STYLES: dict[Status, str] = {
@@ -24,6 +24,8 @@ def summary(report: Report) -> RenderableType:
     if report.latency_ms is not None:
         parts += [Text(), _latency(report, report.latency_ms)]
         parts += [_other_batch(latency) for latency in report.other_batches]
+    if report.search is not None:
+        parts += [Text(), Text(trade.sentence(report.search))]
     if report.stages:
         parts += [Text(), _stages(report)]
     return Group(*parts)

@@ -51,6 +51,7 @@ class Knapsack:
         self.cheapest = float(sum(min(one.cost for one in group) for group in groups))
         self.dearest = float(sum(max(one.cost for one in group) for group in groups))
         self._unit = (self.dearest - self.cheapest) / units or 1.0
+        self._useful = [_undominated(group) for group in self._groups]
         # Costs beyond the group's cheapest, so that what must be paid anyway is not rounded.
         self._floors = [min(one.cost for one in group) for group in self._groups]
         self._steps = [
@@ -67,11 +68,12 @@ class Knapsack:
     def _fill(self, width: int) -> None:
         losses: NDArray[np.float64] = np.zeros(width)
         self._taken: list[NDArray[np.int32]] = []
-        for group, steps in zip(self._groups, self._steps, strict=True):
+        for group, steps, useful in zip(self._groups, self._steps, self._useful, strict=True):
             best = np.full(width, np.inf)
             taken = np.zeros(width, dtype=np.int32)
-            for index, (one, step) in enumerate(zip(group, steps, strict=True)):
-                reached = losses[: width - step] + one.loss
+            for index in useful:
+                step = steps[index]
+                reached = losses[: width - step] + group[index].loss
                 better = reached < best[step:]
                 best[step:][better] = reached[better]
                 taken[step:][better] = index
@@ -87,12 +89,12 @@ class Knapsack:
         at = last
         if budget < self.dearest:  # beyond it the table's last cell, which the rounding up has moved a little
             at = int(np.floor(np.clip((budget - self.cheapest) / self._unit + 1e-9, 0, last)))
-        picks = []
-        for steps, taken in zip(reversed(self._steps), reversed(self._taken), strict=True):
-            pick = int(taken[at])
-            picks.append(pick)
-            at -= steps[pick]
-        return self._selection(tuple(reversed(picks)))
+        # Every group's cost is rounded up, so a cell a few steps on may hold choices that cost no more than the budget.
+        for beyond in range(min(len(self._groups), last - at), 0, -1):
+            one = self._selection(self._picks(at + beyond))
+            if one.cost <= budget * (1 + 1e-12):
+                return one
+        return self._selection(self._picks(at))
 
     def frontier(self, *, points: int = 100) -> tuple[Selection, ...]:
         """Return selections from the cheapest to the dearest, each with less loss than the one before."""
@@ -103,6 +105,23 @@ class Knapsack:
                 found.append(one)
         return tuple(found)
 
+    def _picks(self, at: int) -> tuple[int, ...]:
+        picks = []
+        for steps, taken in zip(reversed(self._steps), reversed(self._taken), strict=True):
+            pick = int(taken[at])
+            picks.append(pick)
+            at -= steps[pick]
+        return tuple(reversed(picks))
+
     def _selection(self, picks: tuple[int, ...]) -> Selection:
         taken = [group[pick] for group, pick in zip(self._groups, picks, strict=True)]
         return Selection(picks, float(sum(one.cost for one in taken)), float(sum(one.loss for one in taken)))
+
+
+def _undominated(group: Sequence[Option]) -> list[int]:
+    """Return the options that no other beats in both cost and loss, by rising cost."""
+    found: list[int] = []
+    for index in sorted(range(len(group)), key=lambda index: (group[index].cost, group[index].loss)):
+        if not found or group[index].loss < group[found[-1]].loss:
+            found.append(index)
+    return found

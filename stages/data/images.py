@@ -139,6 +139,12 @@ class ImageSet:
             unreadable=(),
         )
 
+    def first_by_content(self, limit: int | None) -> "ImageSet":
+        """At most so many: the first by content hash, as good as drawn, whatever their names. None: all of them."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.subset(sorted(range(len(self)), key=lambda index: self.items[index].sha256)[:limit])
+
     def _pixels(self, preprocess: Preprocess) -> "Iterator[NDArray[np.uint8]]":
         """Each image, resized and cropped in threads: [H, W, 3]."""
         return in_threads(lambda i: resize_and_crop(self.image(i), preprocess), range(len(self)))

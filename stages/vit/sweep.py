@@ -18,7 +18,7 @@ norm in both cases, because a norm stands between the fit and the stream.
 Shapes: B images of a chunk, N tokens, D residual width, M inputs of the last linear layer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -93,6 +93,18 @@ def sweep(
     return images
 
 
+def look(
+    index: int, part: Part, source: Block, block: Block, stream: Sequence[Tensor], weigh: Weigh | None = None
+) -> "Visit":
+    """Return a parallel visit to one sublayer for trying a change: the stream stays as it is.
+
+    stream: chunks [B, N, D] before the sublayer. block: a copy of source, to change.
+    """
+    streams = _Streams(next(source.parameters()).device, None, 0)
+    streams.source.extend(chunk.clone() for chunk in stream)
+    return Visit(index, part, source, block, streams, weigh)
+
+
 def weigh_tokens(spec: ViTSpec) -> Weigh:
     """Return the weights that repaired ViT-Tiny best, judged by its answers on images that were not fitted.
 
@@ -156,6 +168,7 @@ class Visit:
     _streams: _Streams
     _weigh: Weigh | None
     _source_left: bool = False
+    _shift: Tensor | None = None
 
     @property
     def exists(self) -> bool:
@@ -169,10 +182,18 @@ class Visit:
         for chunk in self._streams.changed:
             yield chunk.to(self._streams.device)
 
-    def moments(self, *, hold_out: bool = False) -> tuple[Moments, Moments | None]:
+    def weights(self, after: Tensor) -> Tensor:
+        """Return the weights of tokens [B, N], from the source's stream behind the sublayer [B, N, D]."""
+        return after.new_ones(after.shape[:2]) if self._weigh is None else self._weigh(after)
+
+    def moments(
+        self, *, hold_out: bool = False, take_back: float = 1.0, through_block: bool = False
+    ) -> tuple[Moments, Moments | None]:
         """Return moments of what enters the last linear layer with what should leave it, in the stream's scale.
 
         LayerScale counts as a part of the layer. hold_out: return those of one image in HELD_OUT apart, as the second.
+        take_back: share of the targets; the rest is what the source's sublayer makes of the changed stream (sequential
+        sweeps only). through_block: what enters is computed by the block as it is now, in parallel sweeps too.
         The first call moves the source's stream behind the sublayer. A second one, for what enters after the block
         changed, needs no source: it is cheaper, but exists in sequential pre-norm sweeps only.
         """
@@ -187,9 +208,12 @@ class Visit:
             else:
                 hidden, branch, after = _run(self.source, self.part, before)
                 targets = after - changed if self._streams.apart and not self.source.post_norm else branch
-            if self._streams.apart:
+            if self._streams.apart or through_block:
                 hidden = _hidden(self.block, self.part, changed)
-            weights = after.new_ones(after.shape[:2]) if self._weigh is None else self._weigh(after)
+            if self._streams.apart and take_back < 1:
+                _, given, _ = _run(self.source, self.part, changed)
+                targets = take_back * targets + (1 - take_back) * given
+            weights = self.weights(after)
             chunk.copy_(after)
             cut = len(chunk) - (len(chunk) // HELD_OUT if hold_out else 0)
             for which, images in enumerate((slice(cut), slice(cut, None))):
@@ -215,13 +239,19 @@ class Visit:
         device = self._streams.device
         for chunk, other in zip(self._streams.source, self._streams.changed, strict=True):
             after = chunk.to(device)
-            weights = after.new_ones(after.shape[:2]) if self._weigh is None else self._weigh(after)
-            yield other.to(device), after, weights
+            yield other.to(device), after, self.weights(after)
+
+    def shift(self, constant: Tensor) -> None:
+        """Add a vector [D] to the changed stream behind the sublayer: what the block before now writes besides."""
+        self._shift = constant
 
     def leave(self) -> None:
         """Move both streams behind the sublayer."""
         if self._streams.apart:
             self._move(self._streams.changed, self.block)
+            if self._shift is not None:
+                for chunk in self._streams.changed:
+                    chunk.add_(self._shift.to(chunk))
         if not self._source_left:
             self._move(self._streams.source, self.source)
 

@@ -9,6 +9,8 @@ import yaml
 from pipeline.build import plan_recipe
 from pipeline.plan import Plan, graph_precision
 from pipeline.recipe import load_recipe
+from pipeline.search.record import Decision
+from pipeline.search.replan import replan
 from pipeline.store import Store
 from targets.errors import InputError
 from targets.profile import PROFILES
@@ -163,3 +165,46 @@ def test_the_precision_of_a_graph_is_that_of_its_last_quantize_step(planned: Pla
 
     assert graph_precision(target.candidates[0].engine) == "int8"
     assert graph_precision(target.baselines[1]) == "fp32"
+
+
+SEARCHED = RECIPE.replace("prune_mlp: {keep: 0.5}", "prune: {blocks: auto}") + "budget: {latency_ratio: 0.6}\n"
+
+
+def test_what_a_search_decides_is_not_yet_planned(planned: Planned) -> None:
+    candidate = planned(text=SEARCHED).targets[0].candidates[0]
+
+    told = {step.title: step.searched for step in candidate.engine.line()}
+    assert [name for name, searched in told.items() if not searched] == ["source", "finetune"]
+    assert not any(step.searched for step in candidate.unpruned.line())
+
+
+def test_after_a_search_the_plan_is_that_of_the_shapes_found(planned: Planned, tmp_path: Path) -> None:
+    shape = {"heads": 2, "d_qk": 8, "d_v": 8, "mlp_width": 64}
+    decision = Decision(
+        runtime="onnxruntime",
+        precision="int8",
+        unit="kl_nats",
+        limits={"latency": 0.6},
+        shapes=[shape] * 12,
+        loss=0.1,
+        sublayers=(),
+        table={"unpruned_p50_ms": 1.0, "rest": 0.1},
+        solve_ms=1,
+    )
+    plan = planned(text=SEARCHED)
+    target = plan.targets[0]
+    written = planned(text=SEARCHED.replace("auto", f"{[shape] * 12}".replace("'", "")))
+
+    after, found = replan(plan, target, decision, target.candidates[-1])
+
+    assert [one.name for one in found.candidates] == [target.candidates[-1].name]
+    wanted = next(one for one in written.targets[0].candidates if one.name == found.candidates[0].name)
+    assert found.candidates[0].engine.key == wanted.engine.key
+    assert found.candidates[0].unpruned.key == target.candidates[-1].unpruned.key
+    assert not any(step.searched for step in found.steps())
+    assert after.compressed == written.compressed
+
+
+def test_a_second_search_is_refused(planned: Planned) -> None:
+    with pytest.raises(InputError, match="only one may have blocks: auto"):
+        planned(text=SEARCHED.replace("  - distill", "  - prune\n  - distill"))

@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "steps.2.distill.lr": ("1e-3", "steps[2].distill.lr: must be a number above 0, got '1e-3'"),
     "steps.3": (
         "exprt",
-        "steps[3]: unknown stage 'exprt'; did you mean 'export'? known: finetune, prune_mlp, distill, export, quantize",
+        f"steps[3]: unknown stage 'exprt'; did you mean 'export'? known: {', '.join(known_stages())}",
     ),
     "steps.4.quantize.alphas": (
         ["off", 2],

@@ -10,6 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from pipeline.recipe import Recipe, known_stages, recipe_schema
+from pipeline.recipe.model import IMPLIED
 from stages.catalog import CATALOG, get_stage
 
 Text = Callable[..., str]
@@ -35,7 +36,7 @@ def test_every_stage_stands_with_its_own_options() -> None:
         if "properties" in one
     }
 
-    assert set(steps) == set(known_stages()) == set(CATALOG) - {"source", "compile"}
+    assert set(steps) == set(known_stages()) == set(CATALOG) - set(IMPLIED)
     for name, step in steps.items():
         reference = step["properties"][name]["anyOf"][0]["$ref"].rpartition("/")[2]
         assert set(schema["$defs"][reference]["properties"]) == set(get_stage(name).options.model_fields)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.record import Change, Report
+from pipeline.search.record import Decision, ParetoPoint, Round, SublayerDecision
 from pipeline.verdict import judge
 from targets.profile import Budget
 
@@ -145,6 +146,70 @@ def quick_report() -> Report:
     )
 
 
+def searched_report() -> Report:
+    """The example, had its shapes been searched for: every second MLP halved, one attention left out, two rounds."""
+    full = example_report()
+    sublayers = []
+    for block in full.blocks:
+        heads, width = block.heads.before, block.mlp_width.before
+        attention, mlp = (heads, block.d_qk.before, block.d_v.before), (width,)
+        gone, half = block.index == 7, block.index % 2 == 0
+        sublayers.append(
+            SublayerDecision(
+                block=block.index,
+                part="attention",
+                before=attention,
+                after=(0, 0, 0) if gone else (heads, 32, 48) if half else attention,
+                loss=0.31 if gone else 0.00002 if half else 0.0,
+                time_before=0.042,
+                time_after=0.0 if gone else 0.033 if half else 0.042,
+                next_loss=None if gone else 4.2,
+            )
+        )
+        sublayers.append(
+            SublayerDecision(
+                block=block.index,
+                part="mlp",
+                before=mlp,
+                after=(width // 2,) if half else mlp,
+                loss=0.041 if half else 0.0,
+                time_before=0.036,
+                time_after=0.019 if half else 0.036,
+                next_loss=1.7,
+            )
+        )
+    shapes = [
+        {"heads": attention.after[0], "d_qk": attention.after[1], "d_v": attention.after[2], "mlp_width": mlp.after[0]}
+        for attention, mlp in zip(sublayers[::2], sublayers[1::2], strict=True)
+    ]
+    ratios = [0.2 + 0.04 * step for step in range(21)]
+    decision = Decision(
+        runtime="openvino",
+        precision="int8",
+        unit="kl_nats",
+        limits={"latency": 0.8, "parameters": 5_000_000},
+        shapes=shapes,
+        loss=sum(one.loss for one in sublayers),
+        sublayers=sublayers,
+        rounds=[
+            Round(aim=0.776, table=0.75, predicted=0.776, measured=0.812, interval=(0.80, 0.83), loss=0.42),
+            Round(
+                aim=0.776,
+                table=0.71,
+                predicted=0.775,
+                measured=0.771,
+                interval=(0.76, 0.79),
+                loss=sum(one.loss for one in sublayers),
+            ),
+        ],
+        pareto=[ParetoPoint(ratio=ratio, loss=1.9 * (1 - ratio) ** 2 / ratio, macs=ratio) for ratio in ratios],
+        uniform=[ParetoPoint(ratio=ratio, loss=4 * (1 - ratio) ** 2 / ratio, macs=ratio) for ratio in ratios[8::2]],
+        table={"unpruned_p50_ms": 5.0, "rest": 0.06},
+        solve_ms=14.2,
+    )
+    return full.replace(search=decision)
+
+
 def long_report() -> Report:
     """Names without a place to break them, sizes beyond all others, many blocks."""
     full = example_report()
@@ -174,6 +239,7 @@ REPORTS = {
     "headless": headless_report,
     "quick": quick_report,
     "long": long_report,
+    "searched": searched_report,
 }
 
 

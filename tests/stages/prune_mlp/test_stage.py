@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from stages.data.images import ImageSet
 from stages.prune_mlp.options import PruneMlpOptions, widths_asked
-from stages.prune_mlp.prune import sample
 from stages.prune_mlp.stage import STAGE
 from stages.stage import Role, StageContext
 from stages.vit.files import load_labels, load_model, load_spec, save_model
@@ -76,8 +75,8 @@ def test_dgmr_without_repair_asks_for_no_images(context: Callable[..., StageCont
 def test_a_limit_takes_the_same_images_whatever_their_order(image_set: ImageSet) -> None:
     backwards = image_set.subset(range(len(image_set) - 1, -1, -1))
 
-    assert sample(image_set, 7).fingerprint == sample(backwards, 7).fingerprint
-    assert len(sample(image_set, None)) == len(image_set)
+    assert image_set.first_by_content(7).fingerprint == backwards.first_by_content(7).fingerprint
+    assert len(image_set.first_by_content(None)) == len(image_set)
 
 
 @pytest.mark.parametrize(

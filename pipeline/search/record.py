@@ -1,0 +1,77 @@
+"""What a search decided and why: kept in the store, shown in the report."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.search.latency import LatencyTable
+from stages.prune.options import BlockShape
+from targets.record import Record
+
+Limit = Literal["latency", "parameters", "macs"]
+
+
+class Round(Record):
+    """One whole model that was built with random weights and timed."""
+
+    aim: float
+    """what the measurement should come to, as a share of the unpruned engine's time"""
+    table: float
+    """what the table's parts sum to"""
+    predicted: float
+    """after correction by the rounds before"""
+    measured: float
+    interval: tuple[float, float]
+    """95 %"""
+    loss: float
+
+
+class SublayerDecision(Record):
+    """What became of one sublayer."""
+
+    block: int
+    part: Literal["attention", "mlp"]
+    before: tuple[int, ...]
+    """(width,) of an MLP, (heads, d_qk, d_v) of an attention"""
+    after: tuple[int, ...]
+    """zeros: left out"""
+    loss: float
+    """that this choice adds, by the offers"""
+    time_before: float
+    """share of the unpruned engine's time, by the table"""
+    time_after: float
+    next_loss: float | None = None
+    """what the next cheaper shape on the way down would add, per share of time saved; None: there is none"""
+
+
+class ParetoPoint(Record):
+    """The least loss at one latency."""
+
+    ratio: float
+    """engine over unpruned, predicted"""
+    loss: float
+    macs: float
+    """share of the unpruned model's"""
+
+
+class Decision(Record):
+    """Shapes for one target, how they were found, and what else could have been had."""
+
+    format: str = "vitrim.decision/1"
+    runtime: str
+    precision: str
+    unit: Literal["kl_nats", "feature_error"]
+    """of the loss, see stages/offers/record.py"""
+    limits: dict[str, float]
+    """what had to hold: latency as a share of the unpruned engine's, parameters, macs"""
+    shapes: tuple[BlockShape, ...]
+    loss: float
+    """sum over the sublayers"""
+    sublayers: tuple[SublayerDecision, ...]
+    rounds: tuple[Round, ...] = ()
+    pareto: tuple[ParetoPoint, ...] = ()
+    uniform: tuple[ParetoPoint, ...] = ()
+    """the same share of every sublayer, by the same prices: what allocation is worth"""
+    table: LatencyTable
+    solve_ms: float = Field(ge=0)
+    """time of one exact solution"""

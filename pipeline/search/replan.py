@@ -1,0 +1,71 @@
+"""From a plan that leaves shapes open, and a decision, to the plan of one target that runs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.plan import Candidate, Plan, PlannedStep, TargetPlan, is_auto, make_plan
+from pipeline.search.record import Decision
+from stages.artifact import Format
+from stages.catalog import get_stage
+from stages.vit.spec import ViTSpec
+from targets.preprocess import Preprocess, normalise
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+INPUTS = 16
+"""different images that engines are timed with"""
+
+
+def searched_step(plan: Plan) -> PlannedStep | None:
+    """Return the step that leaves its shapes to a search."""
+    return next((step for step in plan.compressed if is_auto(step.stage, step.options)), None)
+
+
+def reshaping_after(plan: Plan, step: PlannedStep) -> Callable[[ViTSpec], ViTSpec]:
+    """Return what the steps after this one make of a spec."""
+    after = plan.compressed[plan.compressed.index(step) + 1 :]
+    changing = [(get_stage(one.stage), one.options) for one in after]
+    changing = [(stage, options) for stage, options in changing if stage.produces == Format.VIT and stage.reshape]
+
+    def later(spec: ViTSpec) -> ViTSpec:
+        for stage, options in changing:
+            assert stage.reshape is not None
+            spec = stage.reshape(options, spec)
+        return spec
+
+    return later
+
+
+def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candidate) -> tuple[Plan, TargetPlan]:
+    """Plan one target with the shapes decided, for the runtime and precision that they were decided for."""
+    searched = searched_step(plan)
+    assert searched is not None
+    steps = tuple(
+        step.model_copy(update={"options": step.options.replace(blocks=decision.shapes)})
+        if is_auto(step.stage, step.options)
+        else step
+        for step in plan.recipe.steps
+    )
+    recipe = plan.recipe.model_copy(update={"steps": steps})
+    made = make_plan(recipe, plan.images, [target.profile])
+    (planned,) = made.targets
+    return made, replace(
+        planned,
+        candidates=tuple(one for one in planned.candidates if one.name == candidate.name),
+        other_batches={
+            batch: tuple(one for one in others if one.name == candidate.name)
+            for batch, others in planned.other_batches.items()
+        },
+    )
+
+
+def timing_inputs(pixels: Path, batch: int, preprocess: Preprocess) -> "NDArray[Any]":
+    """Images to time engines with: float32 [N, 3, H, W]."""
+    import numpy as np
+
+    return normalise(
+        np.take(np.load(pixels, mmap_mode="r"), range(max(INPUTS, batch)), axis=0, mode="wrap"), preprocess
+    )

@@ -1,0 +1,1 @@
+"""offers: what every smaller shape of every sublayer would cost the model's answers."""

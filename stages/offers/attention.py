@@ -1,0 +1,98 @@
+"""Offers of an attention: heads, d_qk and d_v, by rotation, with the closed-form error of each.
+
+Three things are cut: heads, queries with keys, values. Each alone is measured at a few widths and interpolated over its
+closed-form error: of q and k the error of the logits (truncated singular values), of v that of the stream behind
+proj (reduced-rank regression), of heads that of the best proj on those left. A joint shape loses the sum; of fewer
+heads q, k and v lose their share of the heads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from stages.offers.answers import Judge
+from stages.offers.curves import between, spread
+from stages.offers.mlp import RIDGE, without
+from stages.offers.options import OffersOptions
+from stages.offers.record import Offer
+from stages.prune_attention import logits
+from stages.prune_attention.options import AttentionShape, PruneAttentionOptions, fixed
+from stages.prune_attention.prune import prune_block
+from stages.prune_attention.rotate import best_axes
+from stages.prune_attention.values import order_heads, value_errors
+from stages.prune_attention.weights import add_bias, attention_of
+from stages.vit.spec import ViTSpec
+from stages.vit.sweep import Part, Visit
+
+Shape = tuple[int, int, int]
+HEAD_SHARES = (0.25, 0.5, 0.75)
+"""of the number of heads"""
+
+
+def attention_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, options: OffersOptions) -> tuple[Offer, ...]:
+    """Price every legal shape of one attention. visits: fresh ones to it, each with a block to change."""
+    visit = next(visits)
+    index, attention = visit.index, attention_of(visit.block)
+    heads, d_qk, d_v = attention.heads, attention.d_qk, attention.d_v
+    kept, inner_norm = fixed(spec), spec.attention_norm_eps is not None
+    queries = _legal(options, d_qk, "d_qk" in kept)
+    values = _legal(options, d_v, "d_v" in kept)
+    plan = PruneAttentionOptions(
+        repair="none" if inner_norm else "parallel", ridge=RIDGE, per_image=False, shapes=(), method="rotate"
+    )
+
+    def loss(shape: Shape) -> float:
+        block = (tried := next(visits)).block
+        add_bias(block)
+        prune_block(block, AttentionShape(heads=shape[0], d_qk=shape[1], d_v=shape[2]), plan, tried)
+        return judge.loss(index, Part.ATTENTION, block.after_attention)
+
+    look = logits.gather(visit.block, visit.inputs())
+    moments, _ = visit.moments()
+    of_queries = _relative(best_axes(look.queries, look.keys).errors.sum(dim=0))
+    of_values = _relative(value_errors(moments, heads).sum(dim=0))
+    of_heads = _relative(order_heads(moments, heads).errors)
+
+    measured: dict[Shape, float] = {}
+
+    def curve(of: Sequence[float], tried: Sequence[int], shape: Callable[[int], Shape]) -> dict[int, float]:
+        measured.update({shape(width): loss(shape(width)) for width in tried})
+        floor = of[-1]  # what nothing cut leaves already
+        known = [of[width] - floor for width in tried]
+        losses = [measured[shape(width)] for width in tried]
+        every = range(1, len(of))
+        prices = between(known, losses, [of[width] - floor for width in every])
+        return {width: measured.get(shape(width), float(price)) for width, price in zip(every, prices, strict=True)}
+
+    off = judge.loss(index, Part.ATTENTION, without(spec, moments.mean_out))
+    fewer = spread(HEAD_SHARES, range(1, heads + 1), heads)
+    by_heads = curve(of_heads, fewer, lambda count: (count, d_qk, d_v))
+    by_queries = curve(of_queries, spread(options.measured_head_shares, queries, d_qk), lambda r: (heads, r, d_v))
+    by_values = curve(of_values, spread(options.measured_head_shares, values, d_v), lambda r: (heads, d_qk, r))
+
+    found = [Offer(shape=(0, 0, 0), loss=off, measured=True)] if options.off else []
+    for count in range(1, heads + 1):
+        for narrow in queries:
+            for r in values:
+                shape = (count, narrow, r)
+                if options.equal_head_widths and d_qk == d_v and narrow != r:
+                    continue
+                price = by_heads.get(count, 0.0) if count < heads else 0.0
+                part = (by_queries[narrow] if narrow < d_qk else 0.0) + (by_values[r] if r < d_v else 0.0)
+                price += part * count / heads
+                found.append(Offer(shape=shape, loss=measured.get(shape, price), measured=shape in measured))
+    found[-1] = Offer(shape=(heads, d_qk, d_v), loss=0.0, measured=True)
+    return tuple(found)
+
+
+def _legal(options: OffersOptions, most: int, fixed_width: bool) -> tuple[int, ...]:
+    if fixed_width:
+        return (most,)
+    if options.head_widths is not None:
+        return (*(width for width in sorted(set(options.head_widths)) if width < most), most)
+    return (*range(options.head_multiple, most, options.head_multiple), most)
+
+
+def _relative(errors: torch.Tensor) -> list[float]:
+    relative: list[float] = (errors / errors[0].clamp(min=torch.finfo(torch.float64).tiny)).tolist()
+    return relative

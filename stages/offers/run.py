@@ -1,0 +1,96 @@
+"""The offers stage from folder to folder: one pass over the blocks, in which each sublayer's shapes are tried."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from stages.offers.answers import Judge, behind
+from stages.offers.attention import attention_offers
+from stages.offers.mlp import mlp_offers
+from stages.offers.options import OffersOptions
+from stages.offers.record import OFFERS_FILE, Offers, Sublayer
+from stages.vit.files import load_model, load_spec
+from stages.vit.model import Block, ViT
+from stages.vit.spec import ViTSpec
+from stages.vit.sweep import Part, Visit, Weigh, look, weigh_tokens
+from targets.errors import InputError
+from targets.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from stages.data.images import ImageSet
+
+BATCH = 32
+Tell = Callable[[str, float | None], None]
+
+
+def offers_of_folder(
+    options: OffersOptions, *, model_folder: Path, output: Path, fit: "ImageSet", select: "ImageSet", tell: Tell
+) -> dict[str, Any]:
+    """Write offers.json and return the facts."""
+    started = perf_counter()
+    spec = load_spec(model_folder)
+    model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    offers = offers_of(
+        model, spec, options, _embed(model, fit, options.fit_images), _embed(model, select, options.select_images), tell
+    )
+    (output / OFFERS_FILE).write_text(offers.canonical_json() + "\n", encoding="utf-8")
+    return {
+        "summary": f"{sum(len(one.offers) for one in offers.sublayers):,} shapes of {len(offers.sublayers)} sublayers "
+        f"priced, {sum(offer.measured for one in offers.sublayers for offer in one.offers)} of them measured",
+        "unit": offers.unit,
+        "images": offers.images,
+        "seconds": round(perf_counter() - started, 3),
+    }
+
+
+@torch.no_grad()
+def offers_of(
+    model: ViT,
+    spec: ViTSpec,
+    options: OffersOptions,
+    fit: list[Tensor],
+    select: list[Tensor],
+    tell: Tell = lambda message, share: None,
+) -> Offers:
+    """Price the shapes of every sublayer. fit, select: chunks [B, N, D] of what enters the first block."""
+    if any(spec.merge):
+        raise InputError("shapes are priced on the model that all tokens go through; put merge_tokens behind prune")
+    if any(block.attention == "diluting" for block in spec.blocks):
+        raise InputError("an attention of this model is diluting; distil it first")
+    judge, weigh = Judge(model, select), weigh_tokens(spec)
+    blocks = cast("list[Block]", list(model.blocks))
+    found: list[Sublayer] = []
+    for index, block in enumerate(blocks):
+        if block.attn is not None and options.attention:
+            offers = attention_offers(_visits(index, Part.ATTENTION, block, fit, weigh), judge, spec, options)
+            found.append(Sublayer(block=index, part="attention", offers=offers))
+        fit = behind(block, Part.ATTENTION, fit)
+        judge.advance(index, Part.ATTENTION)
+        tell(f"attention of block {index + 1} of {len(blocks)}", (index + 0.5) / len(blocks))
+        if block.mlp is not None and options.mlp:
+            offers = mlp_offers(_visits(index, Part.MLP, block, fit, weigh), judge, spec, options)
+            found.append(Sublayer(block=index, part="mlp", offers=offers))
+        fit = behind(block, Part.MLP, fit)
+        judge.advance(index, Part.MLP)
+        tell(f"MLP of block {index + 1} of {len(blocks)}", (index + 1) / len(blocks))
+    return Offers(unit=judge.unit, sublayers=tuple(found), images=judge.images)
+
+
+def _visits(index: int, part: Part, block: Block, stream: list[Tensor], weigh: Weigh) -> Iterator[Visit]:
+    while True:
+        yield look(index, part, block, deepcopy(block), stream, weigh)
+
+
+@torch.no_grad()
+def _embed(model: ViT, images: "ImageSet", limit: int) -> list[Tensor]:
+    spec = model.spec
+    device = next(model.parameters()).device
+
+    preprocess = Preprocess.model_validate(spec["preprocess"])
+    chosen = images.first_by_content(limit)
+    return [model.embed(torch.as_tensor(batch).to(device)) for batch in chosen.batches(preprocess, BATCH)]

@@ -1,0 +1,138 @@
+"""Options of the stage, and what they ask of each block. Light."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.prune_attention.options import AttentionShape, PruneAttentionOptions, check_shape
+from stages.prune_attention.options import Method as AttentionMethod
+from stages.prune_mlp.options import Method as MlpMethod
+from stages.prune_mlp.options import PruneMlpOptions
+from stages.vit.spec import BlockSpec, ViTSpec
+from targets.errors import InputError
+from targets.record import Record
+
+
+class BlockShape(Record):
+    """What stays of one block; zeros where a sublayer goes altogether."""
+
+    heads: int = Field(ge=0)
+    d_qk: int = Field(ge=0)
+    d_v: int = Field(ge=0)
+    mlp_width: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "BlockShape":
+        if len({number == 0 for number in (self.heads, self.d_qk, self.d_v)}) > 1:
+            raise ValueError("heads, d_qk and d_v are all above 0, or all 0 where the attention goes")
+        return self
+
+    @classmethod
+    def of(cls, block: BlockSpec) -> "BlockShape":
+        """Shape of a block as it is."""
+        shape = AttentionShape.of(block)
+        width = block.mlp_width if block.mlp else 0
+        return cls(heads=shape.heads, d_qk=shape.d_qk, d_v=shape.d_v, mlp_width=width)
+
+    @property
+    def attention(self) -> AttentionShape:
+        """The attention's part of it."""
+        return AttentionShape(heads=self.heads, d_qk=self.d_qk, d_v=self.d_v)
+
+
+class SearchOptions(Record):
+    """Among which shapes `blocks: auto` chooses, and how they are judged."""
+
+    mlp: bool = Field(default=True, description="narrow the MLPs")
+    attention: bool = Field(default=True, description="narrow heads and take some out")
+    off: bool = Field(default=True, description="leave out whole attentions and MLPs")
+    fit_images: int = Field(default=256, gt=0, description="at most so many of fit, to repair what is tried")
+    select_images: int = Field(default=128, gt=0, description="at most so many of select, on which it is judged")
+    rounds: int = Field(
+        default=3, gt=0, le=10, description="at most so many whole models are built to put the table right"
+    )
+
+
+class PruneOptions(Record):
+    """Which shape each block gets, how what goes is chosen, and how what stays is fitted again."""
+
+    blocks: Literal["auto"] | tuple[BlockShape, ...] = Field(
+        default="auto",
+        description="auto: chosen for the target within its budget; or {heads, d_qk, d_v, mlp_width} of each block",
+    )
+    search: SearchOptions = Field(default=SearchOptions(), description="for blocks: auto")
+    mlp_method: MlpMethod = Field(default="ols", description="as in prune_mlp")
+    attention_method: AttentionMethod = Field(default="rotate", description="as in prune_attention")
+    repair: Literal["sequential", "parallel", "none"] = Field(
+        default="sequential", description="how proj and fc2 are fitted again, as in prune_mlp"
+    )
+    ridge: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(default="auto", description="of the fits")
+    take_back: float = Field(
+        default=0.7, ge=0, le=1, description="share of the error of what came before that a fit is to take back"
+    )
+    refine: int = Field(
+        default=0, ge=0, description="passes over the images in which each MLP that was cut is trained by itself"
+    )
+    refine_lr: float = Field(default=3e-3, gt=0, description="peak learning rate of Adam in these passes")
+    images: int | None = Field(default=1024, gt=0, description="at most so many of the images of fit; null: all")
+
+    def for_mlps(self) -> PruneMlpOptions:
+        """How MLPs are cut; the widths come from `blocks`."""
+        return PruneMlpOptions(
+            method=self.mlp_method,
+            repair=self.repair,
+            ridge=self.ridge,
+            take_back=self.take_back,
+            refine=self.refine,
+            refine_lr=self.refine_lr,
+            images=self.images,
+        )
+
+    def for_attention(self) -> PruneAttentionOptions:
+        """How attentions are cut; the shapes come from `blocks`."""
+        return PruneAttentionOptions(
+            method=self.attention_method,
+            repair=self.repair,
+            ridge=self.ridge,
+            take_back=self.take_back,
+            images=self.images,
+            shapes=(),
+        )
+
+
+def shapes_asked(options: PruneOptions, spec: ViTSpec) -> tuple[BlockShape, ...]:
+    """Return the shape of each block; raises InputError where it is not possible or not yet known."""
+    if options.blocks == "auto":
+        raise InputError("prune: blocks is 'auto', which only a build for a target can decide")
+    if len(options.blocks) != len(spec.blocks):
+        raise InputError(f"prune: blocks has {len(options.blocks)} entries, the model has {len(spec.blocks)} blocks")
+    for index, (asked, block) in enumerate(zip(options.blocks, spec.blocks, strict=True)):
+        width = block.mlp_width if block.mlp else 0
+        if asked.mlp_width > width:
+            raise InputError(f"prune: block {index} cannot have mlp_width {asked.mlp_width}; allowed: 0 to {width}")
+        if asked.heads:
+            check_shape(spec, index, asked.attention, AttentionShape.of(block))
+    return options.blocks
+
+
+def reshaped(options: PruneOptions, spec: ViTSpec) -> ViTSpec:
+    """Return the spec after the stage, without weights or images; for `auto` the spec as it is, the upper bound."""
+    if options.blocks == "auto":
+        return spec
+    return with_shapes(spec, shapes_asked(options, spec))
+
+
+def with_shapes(spec: ViTSpec, shapes: tuple[BlockShape, ...]) -> ViTSpec:
+    """Return the spec with other shapes."""
+    return spec.replace(blocks=tuple(_with(block, shape) for block, shape in zip(spec.blocks, shapes, strict=True)))
+
+
+def _with(block: BlockSpec, shape: BlockShape) -> BlockSpec:
+    return block.replace(
+        attention=block.attention if shape.heads else "off",
+        heads=shape.heads,
+        d_qk=shape.d_qk,
+        d_v=shape.d_v,
+        mlp=shape.mlp_width > 0,
+        mlp_width=shape.mlp_width,
+    )

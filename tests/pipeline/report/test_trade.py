@@ -1,0 +1,58 @@
+"""How shapes were chosen: the same in every rendering."""
+
+import re
+
+import pytest
+
+from pipeline.report import figures, trade
+from pipeline.report.html import to_html
+from pipeline.report.markdown import to_markdown
+
+
+@pytest.fixture
+def decision(reports):
+    return reports["searched"].search
+
+
+def test_the_sentence_says_limits_loss_and_what_uniform_shapes_lose(decision) -> None:
+    text = trade.sentence(decision)
+
+    assert "at most 0.80 of the unpruned engine's time and at most 5.00 M parameters" in text
+    assert "int8 OpenVINO" in text
+    assert "0.56 nats of KL divergence predicted, 13 of 24 sublayers changed" in text
+    assert "The same share of every sublayer, at that latency: 0.28" in text
+    assert "Solved exactly in 14 ms." in text
+
+
+def test_what_was_chosen_lies_where_it_was_measured(decision) -> None:
+    assert trade.chosen_ratio(decision) == 0.771
+    unmeasured = decision.replace(rounds=())
+    assert trade.chosen_ratio(unmeasured) == pytest.approx(0.06 + sum(one.time_after for one in decision.sublayers))
+
+
+def test_rows_tell_shapes_in_words(decision) -> None:
+    rows = {(row.block, row.part): row for row in trade.choice_rows(decision)}
+
+    assert rows[0, "attention"].before == "3 heads, 64"
+    assert rows[0, "attention"].after == "3 heads, 32 | 48"
+    assert rows[0, "attention"].loss == "<0.0001"
+    assert rows[7, "attention"].after == "left out"
+    assert rows[7, "attention"].next_loss == figures.DASH
+    assert rows[0, "MLP"].time == "3.6 % → 1.9 %"
+    assert not rows[1, "MLP"].changed
+
+
+def test_the_picture_has_the_curve_the_limit_and_the_choice(decision) -> None:
+    drawn = str(trade.picture(decision))
+
+    assert len(re.findall('class="allocated"', drawn)) >= 10
+    assert drawn.count('class="point chosen"') == 1
+    assert drawn.count('class="point tried"') == 2
+    assert re.search('x1="(80.00)%" x2="80.00%"[^>]*class="limit"', drawn)
+
+
+def test_pages_show_it_only_where_there_was_a_search(reports) -> None:
+    assert "How shapes were chosen" in to_html(reports["searched"])
+    assert "How shapes were chosen" not in to_html(reports["example"])
+    assert "## How shapes were chosen" in to_markdown(reports["searched"])
+    assert "How shapes were chosen" not in to_markdown(reports["example"])

@@ -1,0 +1,185 @@
+"""The search on a device that is played: rounds end within the limit, whatever the table got wrong."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.search import search as module
+from pipeline.search.decide import Allocator
+from pipeline.search.probes import Shares, probes_for, table_from
+from pipeline.search.record import Decision
+from pipeline.search.search import Search
+from pipeline.store import Store
+from stages.offers.record import OFFERS_FILE, Offers
+from stages.prune.options import PruneOptions, with_shapes
+from stages.vit.counts import count_macs, count_params
+from stages.vit.spec import ViTSpec
+from targets.errors import InputError
+from targets.profile import Budget, ShapeRules
+
+RULES = ShapeRules(mlp_multiple=16, head_multiple=4)
+Time = Callable[[ViTSpec], float]
+
+
+def additive(spec: ViTSpec) -> float:
+    """Milliseconds of a device whose sublayers do not feel each other."""
+    return 0.3 + sum(
+        (0.05 + 0.01 * block.mlp_width if block.mlp else 0)
+        + (0.05 + 0.02 * block.heads * (block.d_qk + 2 * block.d_v) if block.attention == "on" else 0)
+        for block in spec.blocks
+    )
+
+
+def fused(spec: ViTSpec) -> float:
+    """A device that runs whole blocks faster than their parts, and has a floor."""
+    both = sum(block.mlp and block.attention == "on" for block in spec.blocks)
+    return max(0.35 * additive(spec), 0.7 * additive(spec) - 0.04 * both) + 0.2
+
+
+def steppy(spec: ViTSpec) -> float:
+    """A device that only knows widths of 32."""
+    return additive(
+        spec.replace(
+            blocks=tuple(
+                block.replace(mlp_width=-(-block.mlp_width // 32) * 32) if block.mlp else block for block in spec.blocks
+            )
+        )
+    )
+
+
+@pytest.fixture
+def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """played(time, budget) -> Search, with what was built and how often was measured."""
+    (tmp_path / OFFERS_FILE).write_text(offers.canonical_json())
+    specs: dict[str, ViTSpec] = {}
+    log = SimpleNamespace(measured=0, specs=specs)
+
+    def engine_of(planner: Any, spec: ViTSpec, like: Any, *, title: str) -> Any:
+        specs[spec.digest()] = spec
+        return SimpleNamespace(key=spec.digest(), title=title, line=list)
+
+    def bring(step: Any) -> Any:
+        size = 1000 + 4 * count_params(specs[step.key]) if step.key in specs else 0
+        folder = Path(step.key) if step.key in specs else tmp_path
+        return SimpleNamespace(folder=folder, manifest=SimpleNamespace(facts={"engine_bytes": size}))
+
+    def make(time: Time, budget: Budget, **options: Any) -> Search:
+        def measure_shares(engines: Mapping[str, Path], unpruned: Path, inputs: Any, **_: Any) -> Shares:
+            log.measured += 1
+            whole = time(plain_spec)
+            ratios = {name: time(specs[str(folder)]) / whole for name, folder in engines.items()}
+            return Shares({name: (one, (0.99 * one, 1.01 * one)) for name, one in ratios.items()}, whole)
+
+        monkeypatch.setattr(module, "engine_of", engine_of)
+        monkeypatch.setattr(module, "measure_shares", measure_shares)
+        monkeypatch.setattr(Search, "_quietly", lambda self, step, tell: bring(step))
+        monkeypatch.setattr(Search, "offers_step", lambda self: SimpleNamespace(key="offers"))
+        unpruned = SimpleNamespace(key="unpruned")
+        return Search(
+            planner=None,
+            runner=SimpleNamespace(store=Store(tmp_path / "store"), bring=bring),
+            target=SimpleNamespace(profile=SimpleNamespace(shapes=RULES, threads=1), budget=budget),
+            candidate=SimpleNamespace(unpruned=unpruned, batch=1, runtime="openvino", precision="int8"),
+            spec=plain_spec,
+            model=None,
+            step=SimpleNamespace(options=PruneOptions.model_validate(options)),
+            later=lambda spec: spec,
+            inputs=lambda: None,
+        )
+
+    make.log = log
+    return make
+
+
+def run(search: Search) -> Decision:
+    return search.run(lambda title, work, cached=False: work(lambda message, share: None))
+
+
+@pytest.mark.parametrize("time", [additive, fused, steppy], ids=lambda time: time.__name__)
+@pytest.mark.parametrize("ratio", [0.85, 0.7, 0.55])
+def test_the_limit_is_kept_in_three_rounds(played: Any, plain_spec: ViTSpec, time: Time, ratio: float) -> None:
+    decision = run(played(time, Budget(latency_ratio=ratio)))
+
+    spec = plain_spec.replace(blocks=blocks_of(plain_spec, decision))
+    assert len(decision.rounds) <= 3
+    assert time(spec) / time(plain_spec) <= ratio
+    assert time(spec) / time(plain_spec) >= 0.75 * ratio  # and is made use of
+    assert decision.limits == {"latency": ratio}
+
+
+def blocks_of(spec: ViTSpec, decision: Decision) -> Any:
+    return with_shapes(spec, decision.shapes).blocks
+
+
+def test_milliseconds_are_a_share_of_the_unpruned_engine(played: Any, plain_spec: ViTSpec) -> None:
+    whole = additive(plain_spec)
+
+    decision = run(played(additive, Budget(latency_p50_ms=0.6 * whole)))
+
+    assert decision.limits["latency"] == pytest.approx(0.6)
+
+
+def test_parameters_macs_and_bytes_need_no_rounds(played: Any, plain_spec: ViTSpec) -> None:
+    params, macs = count_params(plain_spec), count_macs(plain_spec)
+    budget = Budget(parameters=int(0.8 * params), macs=int(0.8 * macs), engine_bytes=int(1000 + 4 * 0.7 * params))
+
+    decision = run(played(additive, budget))
+
+    spec = plain_spec.replace(blocks=blocks_of(plain_spec, decision))
+    assert count_params(spec) <= 0.7 * params + 1
+    assert count_macs(spec) <= 0.8 * macs
+    assert decision.rounds == ()
+
+
+def test_a_second_search_asks_nothing_again(played: Any) -> None:
+    first = run(played(fused, Budget(latency_ratio=0.6)))
+    asked = played.log.measured
+
+    second = run(played(fused, Budget(latency_ratio=0.6)))
+
+    assert second == first
+    assert played.log.measured == asked
+
+
+def test_another_budget_asks_for_whole_models_only(played: Any) -> None:
+    run(played(additive, Budget(latency_ratio=0.6)))
+    asked = played.log.measured
+
+    decision = run(played(additive, Budget(latency_ratio=0.7)))
+
+    assert played.log.measured == asked + len(decision.rounds)
+
+
+def test_what_cannot_be_reached_is_told_with_what_can(played: Any) -> None:
+    with pytest.raises(InputError, match=r"keep latency .* within 0.01: the smallest that may be had is 0\.\d"):
+        run(played(additive, Budget(latency_ratio=0.01)))
+
+
+def test_without_attention_only_mlps_are_timed(played: Any, plain_spec: ViTSpec) -> None:
+    names = [probe.name for probe in probes_for(plain_spec, RULES, attention=False)]
+
+    assert names == ["one block", "several blocks", "mlp 16", "mlp 32", "mlp 48", "mlp 64"]
+
+
+def test_the_table_gives_the_source_exactly_one(plain_spec: ViTSpec) -> None:
+    probes = {probe.name: probe.spec for probe in probes_for(plain_spec, RULES)}
+    whole = fused(plain_spec)
+    shares = {name: fused(spec) / whole for name, spec in probes.items()}
+
+    table = table_from(plain_spec, probes, shares, dict.fromkeys(probes, 1000), unpruned_p50_ms=whole)
+
+    assert table.share(plain_spec) == pytest.approx(1.0)
+
+
+def test_of_an_additive_device_the_table_knows_every_model(plain_spec: ViTSpec, offers: Offers) -> None:
+    probes = {probe.name: probe.spec for probe in probes_for(plain_spec, RULES)}
+    whole = additive(plain_spec)
+    shares = {name: additive(spec) / whole for name, spec in probes.items()}
+    table = table_from(plain_spec, probes, shares, dict.fromkeys(probes, 1000), unpruned_p50_ms=whole)
+    allocator = Allocator(plain_spec, offers, table)
+
+    for one in allocator.frontier("latency", points=20):
+        assert allocator.total(one, "latency") == pytest.approx(additive(allocator.spec_of(one)) / whole, abs=1e-6)

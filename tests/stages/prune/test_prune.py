@@ -1,0 +1,187 @@
+"""Every block to a shape of its own: exact where exactness is possible, and the same as the stages it stands on."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.prune.options import BlockShape, PruneOptions, reshaped
+from stages.prune.prune import prune
+from stages.prune_attention.options import AttentionShape, PruneAttentionOptions
+from stages.prune_attention.prune import prune as prune_attention
+from stages.prune_mlp.options import PruneMlpOptions
+from stages.prune_mlp.prune import prune as prune_mlp
+from stages.vit.counts import count_params
+from stages.vit.files import load_model, save_model
+from stages.vit.model import ViT
+from stages.vit.spec import ViTSpec
+from targets.errors import InputError
+
+MakeModel = Callable[..., tuple[ViT, ViTSpec]]
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "without biases": {"proj_bias": False, "fc2_bias": False},
+    "layer scale": {"layer_scale": True},
+}
+
+
+def logits(model: ViT, pictures: list[Tensor]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in pictures])
+
+
+def shapes(spec: ViTSpec, **changes: dict[str, int]) -> tuple[BlockShape, ...]:
+    """The model's own shapes, with changes by block: shapes(spec, b1={"mlp_width": 16})."""
+    found = [BlockShape.of(block) for block in spec.blocks]
+    for name, change in changes.items():
+        found[int(name[1:])] = found[int(name[1:])].replace(**change)
+    return tuple(found)
+
+
+OFF = {"heads": 0, "d_qk": 0, "d_v": 0}
+
+
+def test_own_shapes_change_nothing(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+
+    pruned, pruned_spec, facts = prune(model, spec, PruneOptions(blocks=shapes(spec)), pictures)
+
+    assert pruned_spec == spec
+    assert torch.equal(logits(pruned, pictures), logits(model, pictures))
+    assert facts["blocks"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("part", ["attention", "mlp"])
+@pytest.mark.parametrize("repair", ["sequential", "parallel"])
+def test_a_sublayer_that_adds_a_constant_goes_without_a_trace(
+    kind: dict[str, Any], part: str, repair: str, make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
+    with torch.no_grad():
+        last = model.blocks[1].attn.proj if part == "attention" else model.blocks[1].mlp.fc2
+        last.weight.zero_()
+    changes = OFF if part == "attention" else {"mlp_width": 0}
+
+    pruned, pruned_spec, facts = prune(
+        model, spec, PruneOptions.model_validate({"blocks": shapes(spec, b1=changes), "repair": repair}), pictures
+    )
+
+    assert torch.allclose(logits(pruned, pictures), logits(model, pictures), atol=2e-5)
+    assert count_params(pruned_spec) == sum(parameter.numel() for parameter in pruned.parameters())
+    assert facts["blocks"][0]["off"]
+
+
+def test_what_a_sublayer_added_on_average_stays(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+    asked = PruneOptions(blocks=shapes(spec, b1={"mlp_width": 0}))
+    without = deepcopy(model)
+    without.blocks[1].mlp = None
+
+    pruned, _, facts = prune(model, spec, asked, pictures)
+
+    wanted = logits(model, pictures)
+    assert (logits(pruned, pictures) - wanted).norm() < 0.8 * (logits(without, pictures) - wanted).norm()
+    assert facts["blocks"][0]["mean_kept_in"] == "block 1, attention"
+
+
+def test_the_first_sublayer_has_no_place_for_its_mean(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+
+    pruned, _, facts = prune(model, spec, PruneOptions(blocks=shapes(spec, b0=OFF)), pictures)
+
+    assert "mean_kept_in" not in facts["blocks"][0]
+    assert logits(pruned, pictures).isfinite().all()
+
+
+def test_a_block_of_which_nothing_is_left(make_model: MakeModel, pictures: list[Tensor], tmp_path: Path) -> None:
+    model, spec = make_model()
+
+    pruned, pruned_spec, facts = prune(
+        model, spec, PruneOptions(blocks=shapes(spec, b1={**OFF, "mlp_width": 0}, b2={"mlp_width": 16})), pictures
+    )
+
+    assert [row.get("mean_kept_in") for row in facts["blocks"][:2]] == ["block 0, mlp"] * 2
+    save_model(tmp_path, pruned_spec, pruned.state_dict())
+    assert torch.equal(logits(load_model(tmp_path), pictures), logits(pruned, pictures))
+
+
+def test_mlps_alone_are_cut_as_by_prune_mlp(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+    widths = (24, 32, 8)
+    asked = PruneOptions(blocks=tuple(one.replace(mlp_width=w) for one, w in zip(shapes(spec), widths, strict=True)))
+
+    ours, _, _ = prune(model, spec, asked, pictures)
+    theirs, _, _ = prune_mlp(model, spec, PruneMlpOptions(widths=widths), pictures)
+
+    assert torch.equal(logits(ours, pictures), logits(theirs, pictures))
+
+
+def test_attentions_alone_are_cut_as_by_prune_attention(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+    wanted = [(2, 8, 6), (1, 12, 12), (2, 12, 12)]
+    asked = PruneOptions(
+        blocks=tuple(
+            BlockShape(heads=h, d_qk=q, d_v=v, mlp_width=one.mlp_width)
+            for one, (h, q, v) in zip(shapes(spec), wanted, strict=True)
+        )
+    )
+
+    ours, ours_spec, _ = prune(model, spec, asked, pictures)
+    theirs, theirs_spec, _ = prune_attention(
+        model,
+        spec,
+        PruneAttentionOptions(shapes=tuple(AttentionShape(heads=h, d_qk=q, d_v=v) for h, q, v in wanted)),
+        pictures,
+    )
+
+    assert ours_spec == theirs_spec
+    assert torch.equal(logits(ours, pictures), logits(theirs, pictures))
+
+
+def test_a_repair_is_better_than_none(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+    asked = shapes(spec, b0={"mlp_width": 16}, b1={"d_qk": 6, "d_v": 6}, b2={"heads": 1})
+    wanted = logits(model, pictures)
+    missed = {}
+    for repair in ("sequential", "none"):
+        options = PruneOptions.model_validate({"blocks": asked, "repair": repair})
+        pruned, _, _ = prune(model, spec, options, pictures)
+        missed[repair] = float((logits(pruned, pictures) - wanted).norm())
+
+    assert missed["sequential"] < 0.7 * missed["none"]
+
+
+def test_the_spec_can_be_told_before(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+    options = PruneOptions(blocks=shapes(spec, b0={"mlp_width": 16}, b1=OFF))
+
+    _, pruned_spec, _ = prune(model, spec, options, pictures)
+
+    assert reshaped(options, spec) == pruned_spec
+    assert reshaped(PruneOptions(), spec) == spec
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        (lambda spec: shapes(spec)[:2], "2 entries, the model has 3 blocks"),
+        (lambda spec: shapes(spec, b1={"mlp_width": 33}), "block 1 cannot have mlp_width 33; allowed: 0 to 32"),
+        (lambda spec: shapes(spec, b2={"heads": 3}), "block 2 cannot have heads 3; allowed: 1 to 2"),
+        (lambda spec: "auto", "'auto', which only a build for a target can decide"),
+    ],
+)
+def test_what_cannot_be_is_told(blocks: Any, words: str, make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+
+    with pytest.raises(InputError, match=words):
+        prune(model, spec, PruneOptions(blocks=blocks(spec)), pictures)
+
+
+def test_half_an_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="all above 0, or all 0"):
+        BlockShape(heads=2, d_qk=0, d_v=8, mlp_width=8)
