@@ -10,6 +10,7 @@ from targets.errors import UnknownNameError
 CATALOG: dict[str, str] = {
     "source": "stages.source.stage",
     "finetune": "stages.finetune.stage",
+    "drop_attention": "stages.drop_attention.stage",
     "prune_mlp": "stages.prune_mlp.stage",
     "prune_attention": "stages.prune_attention.stage",
     "prune": "stages.prune.stage",

@@ -1,6 +1,7 @@
 """Distillation: from two model folders and unlabelled images to a student folder."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ import torch
 from torch import Tensor
 
 from stages.data.images import ImageSet
-from stages.distill.losses import DistillationLoss, Student, Weights, feature_energies
+from stages.distill.dilution import Dilution, diluting_blocks
+from stages.distill.losses import BLOCK, FEATURES, DistillationLoss, Student, Weights, feature_energies
 from stages.distill.stage import DistillOptions
+from stages.distill.teacher import StrongerTeacher, comparable, load_teacher
 from stages.training.augment import Augmentation
 from stages.training.loop import Tell, Training, train
+from stages.training.memory import recompute_blocks
 from stages.training.pictures import PlainBatches, TrainingImages, without_held_out
 from stages.training.precision import pick_attention, pick_device, pick_precision
 from stages.training.sampler import steps_for
 from stages.vit.files import load_labels, load_model, load_spec, save_model
+from stages.vit.fold import fold_doubling, folded_spec
+from stages.vit.model import ViT
 from stages.vit.spec import WEIGHTS_FILE, ViTSpec
 from targets.atomic import sha256_of
 from targets.errors import InputError
@@ -32,87 +38,168 @@ def distill_model(
     output: Path,
     scratch: Path,
     images: ImageSet,
+    select: ImageSet | None = None,
     seed: int,
     tell: Tell = lambda message, share: None,
 ) -> dict[str, Any]:
     """Train the student to answer as the teacher does, write it to another folder, return the facts.
 
-    Raises InputError for models or images that do not go together, StageError where training diverges.
+    teacher_folder: of the source, which teaches unless the options name another. select: says when to stop, where the
+    options ask for it. Raises InputError for models or images that do not go together, StageError where training
+    diverges.
     """
-    spec, teacher_spec = load_spec(student_folder), load_spec(teacher_folder)
-    check_models(spec, teacher_spec)
+    spec, labels = load_spec(student_folder), load_labels(student_folder)
+    folded = folded_spec(spec)  # refuses what cannot be folded before hours of training
     check_images(images, options, classes=spec.classes)
+    tell("distilling: the teacher", None)
+    teacher, teacher_spec = _load_teacher(options, spec, teacher_folder, labels)
+    fits = teacher.output_names if teacher_spec is None else comparable(teacher_spec, teacher_spec.classes, spec)
+    compared = check_compared(options, spec, fits)
 
     device = pick_device()
     precision = pick_precision(options.precision, device, width=spec.width)
-    teacher = load_model(teacher_folder).to(device).requires_grad_(False)
-    student = Student(load_model(student_folder), teacher_width=teacher_spec.width, seed=seed).to(device)
+    teacher = teacher.to(device).requires_grad_(False)
+    student = Student(load_model(student_folder), teacher_width=(teacher_spec or spec).width, seed=seed).to(device)
     for model in (teacher, student):
         pick_attention(model, precision, device, tokens=spec.tokens)
-    shown, held_out = without_held_out(images, seed=seed) if options.stop_when_flat else (images, None)
+    if options.recompute:
+        recompute_blocks(student.model)
+    shown, held_out = images, None
+    if options.stop_when_flat:
+        shown, held_out = without_held_out(images, seed=seed) if options.held_out == "train" else (images, select)
     augmentation = Augmentation(crop_scale=options.crop_scale, crop_ratio=options.crop_ratio, flip=options.flip)
     data = TrainingImages(shown, spec.preprocess, augmentation=augmentation, batch_size=options.batch_size, seed=seed)
+    steps = steps_for(options.images_seen, batch_size=options.batch_size)
+    fading = diluting_blocks(student.model)
+    dilution = Dilution(options.dilution, math.ceil(options.dilution_share * steps)) if fading else None
     training = Training(
-        steps=steps_for(options.images_seen, batch_size=options.batch_size),
+        steps=steps,
         lr=options.lr,
         weight_decay=options.weight_decay,
         warmup_share=options.warmup_share,
         clip=options.clip,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
+        settle_steps=dilution.steps if dilution else 0,
         precision=precision,
     )
 
     tell("distilling: the teacher's features", None)
-    energies = feature_energies(teacher, _first_images(data, options.batch_size, device), precision)
+    first = _first_images(data, options.batch_size, device)
+    energies = feature_energies(teacher, first, precision, names=[name for name in compared if name != "logits"])
     weights = Weights(
         features=options.feature_weight,
         logits=options.logits_weight,
         labels=options.labels_weight,
         temperature=options.temperature,
+        blocks=options.block_weight,
+    )
+    loss = DistillationLoss(
+        student, teacher, energies, weights, precision=precision, answers="logits" in fits, dilution=dilution
     )
     facts = train(
         student,
-        DistillationLoss(student, teacher, energies, weights, precision=precision),
+        loss,
         data,
         training,
         scratch=scratch,
         identity=[
             options.model_dump(mode="json"),
             images.fingerprint,
+            None if select is None else select.fingerprint,
             seed,
-            *(sha256_of(folder / WEIGHTS_FILE) for folder in (student_folder, teacher_folder)),
+            sha256_of(student_folder / WEIGHTS_FILE),
+            _teacher_digest(options, teacher_folder),
         ],
         held_out=None if held_out is None else PlainBatches(held_out, spec.preprocess, options.batch_size),
+        judge=loss.judge if options.held_out == "select" else None,
         tell=lambda message, share: tell(f"distilling: {message}", share),
     )
-    save_model(output, spec, student.model.state_dict(), labels=load_labels(student_folder))
+    state = dict(student.model.state_dict())
+    if fading:
+        folded, state = fold_doubling(spec, state)
+    save_model(output, folded, state, labels=labels)
+    gone = f"; attention of blocks {', '.join(map(str, fading))} faded out" if fading else ""
     return {
-        "summary": f"{facts['images_seen']:,} pictures of {len(shown):,} images seen in {facts['precision']}",
+        "summary": f"{facts['images_seen']:,} pictures of {len(shown):,} images seen in {facts['precision']}{gone}",
         **facts,
         "images": len(shown),
         "held_out_images": 0 if held_out is None else len(held_out),
+        "compared": compared,
         "teacher_feature_energy": energies,
+        **({"faded_out": fading, "dilution_steps": dilution.steps} if dilution else {}),
     }
 
 
 def check_models(student: ViTSpec, teacher: ViTSpec) -> None:
-    """Raise InputError where a student cannot learn from this teacher."""
-    if any(block.attention == "diluting" for block in student.blocks):
-        raise InputError("distill cannot fade out attention yet (attention: diluting); leave the dropped attention off")
-    if any(student.merge) or any(teacher.merge):
-        raise InputError("distill cannot compare merged tokens yet; put merge_tokens after distill")
+    """Raise InputError where a student cannot learn from this source."""
     for name in ("preprocess", "patch_size", "classes", "class_token", "register_tokens"):
         mine, other = getattr(student, name), getattr(teacher, name)
         if mine != other:
             raise InputError(f"student and teacher differ in {name}: {mine!r} and {other!r}; distill needs the same")
 
 
+def check_compared(options: DistillOptions, student: ViTSpec, taught: Sequence[str]) -> list[str]:
+    """Return what student and teacher are compared in; raises InputError where the options ask for more than fits.
+
+    taught: outputs of the teacher that fit the student's.
+    """
+    compared = [name for name in FEATURES if name in taught] if options.feature_weight else []
+    if options.logits_weight and student.classes:
+        if "logits" not in taught:
+            raise InputError(
+                f"the teacher does not answer for the {student.classes} classes of the model, so that their answers "
+                "cannot be compared; set logits_weight to 0 to learn its features alone, or give another teacher"
+            )
+        compared.append("logits")
+    for index in options.block_features if options.block_weight else ():
+        if index >= len(student.blocks):
+            raise InputError(f"block_features: the model has no block {index}; its last is {len(student.blocks) - 1}")
+        if f"{BLOCK}{index}" not in taught:
+            raise InputError(
+                "block_features needs a teacher with as many blocks and tokens as the model, and of the same width; "
+                "leave block_features empty, or give another teacher"
+            )
+        compared.append(f"{BLOCK}{index}")
+    judges = options.stop_when_flat and options.held_out == "select"
+    if not compared and (judges or not options.labels_weight):
+        raise InputError(
+            "this teacher has nothing that fits the model: neither classes nor class token nor patches; "
+            "give another teacher"
+        )
+    return compared
+
+
+def _load_teacher(
+    options: DistillOptions, spec: ViTSpec, source: Path, labels: list[str] | None
+) -> tuple[ViT | StrongerTeacher, ViTSpec | None]:
+    """The teacher and its spec, None where it is no ViT."""
+    if any(spec.merge):
+        raise InputError("distill cannot compare merged tokens yet; put merge_tokens after distill")
+    if options.teacher is not None:
+        stronger = load_teacher(options.teacher, spec, labels=labels)
+        if stronger.spec is not None and any(stronger.spec.merge):
+            raise InputError("distill cannot compare merged tokens yet; give a teacher that merges none")
+        return stronger, stronger.spec
+    teacher_spec = load_spec(source)
+    check_models(spec, teacher_spec)
+    if any(teacher_spec.merge):
+        raise InputError("distill cannot compare merged tokens yet; put merge_tokens after distill")
+    return load_model(source), teacher_spec
+
+
+def _teacher_digest(options: DistillOptions, source: Path) -> str | None:
+    """Digest of the teacher's weights; None where the hub has them under the name that the options say."""
+    path = source / WEIGHTS_FILE if options.teacher is None else options.teacher.weights
+    return None if path is None else sha256_of(path)
+
+
 def check_images(images: ImageSet, options: DistillOptions, *, classes: int) -> None:
     """Raise InputError where the images cannot give what the options ask for."""
     if len(images) == 0:
         raise InputError("distill has no images; name some under data.train")
-    if not (options.feature_weight or (options.logits_weight and classes) or options.labels_weight):
+    blocks = bool(options.block_features and options.block_weight)
+    if not (options.feature_weight or (options.logits_weight and classes) or options.labels_weight or blocks):
         raise InputError(
             "distill has nothing to learn: feature_weight, logits_weight and labels_weight are 0 "
             "(logits and labels need a model with a head); set feature_weight to 1"

@@ -3,6 +3,8 @@
 Features: mean squared error of class token and patch tokens after the final norm, as DGMR trains (arXiv 2506.08591),
 but each divided by the energy of the teacher's: 0 is equal, 1 is as far as always giving the teacher's mean feature.
 Undivided, the error's scale is that of the model's final norm, and no weight fits two models.
+Blocks: the same of the residual stream behind a block, as the next norm would see it: each token centred and divided by
+its deviation. Otherwise a few tokens of huge norm decide; and a stream that dilution doubles stays comparable.
 Logits: Kullback-Leibler divergence at a temperature, times its square (https://arxiv.org/abs/1503.02531).
 
 Shapes: B images, P patches, D residual width of the teacher, d of the student, C classes.
@@ -15,11 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.distill.dilution import Dilution, set_dilution
+from stages.distill.teacher import Teacher
 from stages.training.pictures import Batch
 from stages.training.precision import Precision, autocast
 from stages.vit.model import ViT
 
 FEATURES = ("class_token", "patch_tokens")
+BLOCK = "block_"
+"""what the names of residual streams begin with"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,7 @@ class Weights:
     logits: float
     labels: float
     temperature: float
+    blocks: float = 0.0
 
 
 class Student(nn.Module):
@@ -51,23 +58,40 @@ class DistillationLoss:
     """The weighted distance of a student from its frozen teacher, on the same batch."""
 
     def __init__(
-        self, student: Student, teacher: ViT, energies: dict[str, float], weights: Weights, *, precision: Precision
+        self,
+        student: Student,
+        teacher: Teacher,
+        energies: dict[str, float],
+        weights: Weights,
+        *,
+        precision: Precision,
+        answers: bool,
+        dilution: Dilution | None = None,
     ) -> None:
+        """Energies: of each kind of feature that is compared. answers: whether teacher and student have the same ones.
+
+        dilution: of the student's diluting attentions.
+        """
         self._student, self._teacher, self._energies = student, teacher, energies
-        self._weights, self._precision = weights, precision
-        self._features = [name for name in FEATURES if name in teacher.output_names and weights.features]
-        has_head = "logits" in teacher.output_names
-        self._from_teacher = [*self._features, *(["logits"] if has_head and weights.logits else [])]
-        self._from_student = [*self._features, *(["logits"] if has_head and (weights.logits or weights.labels) else [])]
+        self._weights, self._precision, self._dilution = weights, precision, dilution
+        self._features = [name for name in FEATURES if name in energies and weights.features]
+        self._blocks = [name for name in energies if name.startswith(BLOCK) and weights.blocks]
+        compared = [*self._features, *self._blocks]
+        self._answers = answers
+        logits = ["logits"] if answers and weights.logits else []
+        self._from_teacher = [*compared, *logits]
+        self._from_student = [*compared, *(logits or (["logits"] if weights.labels else []))]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted parts, each a mean over the batch."""
         wanted = teacher_outputs(self._teacher, batch.images, self._from_teacher, self._precision)
-        given = self._student.model.outputs(batch.images, self._from_student)
+        given = self._given(batch, self._from_student)
         parts: dict[str, Tensor] = {}
-        for name in self._features:  # [B, d] or [B, P, d]
-            error = relative_error(self._student.map(given[name]), wanted[name], self._energies[name])
-            parts[name] = self._weights.features * error
+        errors = self._errors(given, wanted, [*self._features, *self._blocks])
+        for name in self._features:
+            parts[name] = self._weights.features * errors[name]
+        if self._blocks:
+            parts["blocks"] = self._weights.blocks * torch.stack([errors[name] for name in self._blocks]).mean()
         if "logits" in wanted:
             parts["logits"] = self._weights.logits * divergence(
                 given["logits"], wanted["logits"], temperature=self._weights.temperature
@@ -78,11 +102,40 @@ class DistillationLoss:
             parts["labels"] = self._weights.labels * F.cross_entropy(given["logits"].float(), batch.labels)
         return parts
 
+    def judge(self, batch: Batch) -> dict[str, Tensor]:
+        """Return how far the answers are from the teacher's, or else the features; whatever the weights."""
+        names = ["logits"] if self._answers else list(self._energies)
+        wanted = teacher_outputs(self._teacher, batch.images, names, self._precision)
+        given = self._given(batch, names)
+        if self._answers:
+            return {"divergence": divergence(given["logits"], wanted["logits"], temperature=1.0)}
+        return self._errors(given, wanted, names)
 
-def teacher_outputs(teacher: ViT, images: Tensor, names: Iterable[str], precision: Precision) -> dict[str, Tensor]:
-    """What the teacher says, as constants."""
+    def _errors(self, given: dict[str, Tensor], wanted: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+        """Relative errors of class token [B, d], patches [B, P, d], residual streams [B, N, d]."""
+        errors = {}
+        for name in names:
+            seen = normal(given[name]) if name.startswith(BLOCK) else self._student.map(given[name])
+            errors[name] = relative_error(seen, wanted[name], self._energies[name])
+        return errors
+
+    def _given(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
+        """What the student says: in the form of this step while it trains, else in that which it will have."""
+        if self._dilution is not None:
+            set_dilution(self._student.model, self._dilution.at(batch.step) if self._student.training else 0.0)
+        return self._student.model.outputs(batch.images, names)
+
+
+def teacher_outputs(teacher: Teacher, images: Tensor, names: Iterable[str], precision: Precision) -> dict[str, Tensor]:
+    """What the teacher says, as constants; residual streams as the next norm sees them."""
     with torch.no_grad(), autocast(precision, images.device):
-        return teacher.outputs(images, names)
+        found = teacher.outputs(images, names)
+        return {name: normal(one) if name.startswith(BLOCK) else one for name, one in found.items()}
+
+
+def normal(tokens: Tensor) -> Tensor:
+    """Return each token centred and divided by its deviation. tokens: [B, N, D]."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
 def relative_error(given: Tensor, wanted: Tensor, energy: float) -> Tensor:
@@ -97,12 +150,16 @@ def divergence(given: Tensor, wanted: Tensor, *, temperature: float) -> Tensor:
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def feature_energies(teacher: ViT, batches: Iterable[Tensor], precision: Precision) -> dict[str, float]:
+def feature_energies(
+    teacher: Teacher, batches: Iterable[Tensor], precision: Precision, *, names: Iterable[str] = FEATURES
+) -> dict[str, float]:
     """Variance of the teacher's features around their mean over images and patches, averaged over the channels.
 
-    batches: images [B, 3, H, W] on the teacher's device. One number per kind of token that the teacher has.
+    batches: images [B, 3, H, W] on the teacher's device. One number per name that the teacher has.
     """
-    names = [name for name in FEATURES if name in teacher.output_names]
+    names = [name for name in names if name in teacher.output_names]
+    if not names:
+        return {}
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for images in batches:
         for name, features in teacher_outputs(teacher, images, names, precision).items():

@@ -1,6 +1,10 @@
 """The distill stage: its options and how to run it. Light: torch loads when it runs."""
 
-from pydantic import Field
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from stages.artifact import Format
 from stages.stage import Role, Stage, StageContext, StageResult
@@ -14,7 +18,31 @@ from stages.training.options import (
     ShareBelowOne,
     Weight,
 )
+from stages.vit.fold import folded_spec
+from stages.vit.spec import WEIGHTS_FILE, ViTSpec
+from targets.errors import InputError
 from targets.record import Record
+
+
+class TeacherOptions(Record):
+    """A stronger teacher than the source: a folder that vitrim saved, or a timm model."""
+
+    folder: Path | None = Field(default=None, description="folder with vit.json and model.safetensors")
+    timm: str | None = Field(default=None, description="timm name; other than a ViT, it teaches its answers alone")
+    checkpoint: Path | None = Field(default=None, description="weights in timm's names instead of the hub's")
+
+    @model_validator(mode="after")
+    def _is_one_model(self) -> "TeacherOptions":
+        if (self.folder is None) == (self.timm is None):
+            raise ValueError("give folder (a model that vitrim saved) or timm (a model's name), one of both")
+        if self.folder is not None and self.checkpoint is not None:
+            raise ValueError("checkpoint goes with timm only: a folder has its weights")
+        return self
+
+    @property
+    def weights(self) -> Path | None:
+        """The file that holds the weights, None where the hub does."""
+        return self.checkpoint if self.folder is None else self.folder / WEIGHTS_FILE
 
 
 class DistillOptions(Record):
@@ -36,8 +64,25 @@ class DistillOptions(Record):
     crop_ratio: CropRatio = Field(default=(0.75, 4 / 3), description="width over height of a random crop")
     flip: bool = Field(default=True, description="mirror left and right; false where sides matter (digits, text)")
     precision: PrecisionWish = "auto"
+    recompute: bool = Field(
+        default=False, description="save memory: compute the inside of each block again for the gradient"
+    )
     stop_when_flat: bool = Field(
-        default=False, description="hold out 5 % of the images, stop when they no longer gain, keep the best weights"
+        default=False, description="look at images held out, stop when they no longer gain, keep the best weights"
+    )
+    held_out: Literal["train", "select"] = Field(
+        default="train", description="of stop_when_flat: the loss on 5 % of train, or how the answers differ on select"
+    )
+    block_features: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="blocks behind which the residual streams are compared, too, counted from 0"
+    )
+    block_weight: Weight = Field(default=1.0, description="of the mean error behind these blocks")
+    teacher: TeacherOptions | None = Field(default=None, description="a stronger teacher; null: the source model")
+    dilution: Literal["linear", "cosine"] = Field(
+        default="linear", description="how the attentions fade out that drop_attention set to dilute"
+    )
+    dilution_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.75, description="share of the steps after which they are gone"
     )
 
 
@@ -52,10 +97,30 @@ def distill(options: DistillOptions, context: StageContext) -> StageResult:
         output=context.output,
         scratch=context.scratch,
         images=context.images[Role.TRAIN],
+        select=context.images.get(Role.SELECT),
         seed=context.seed,
         tell=context.tell,
     )
     return StageResult(facts=facts)
+
+
+def reshaped(options: DistillOptions, spec: ViTSpec) -> ViTSpec:
+    """Return the spec after the stage: attentions that were diluting are gone; raises InputError."""
+    return folded_spec(spec)
+
+
+def roles_read(options: DistillOptions) -> tuple[Role, ...]:
+    """Return train, and select where it says when to stop."""
+    return (Role.TRAIN, *((Role.SELECT,) if options.stop_when_flat and options.held_out == "select" else ()))
+
+
+def files_read(options: DistillOptions) -> Mapping[str, Path]:
+    """Return what holds a teacher's weights; raises InputError where it is not there."""
+    if options.teacher is None or (path := options.teacher.folder or options.teacher.checkpoint) is None:
+        return {}
+    if not path.exists():
+        raise InputError(f"teacher {str(path)!r} is not there")
+    return {"teacher": path}
 
 
 STAGE = Stage(
@@ -65,7 +130,9 @@ STAGE = Stage(
     produces=Format.VIT,
     options=DistillOptions,
     run=distill,
-    roles=lambda options: (Role.TRAIN,),
-    tools=("torch", "torchvision", "numpy", "pillow"),
+    reshape=reshaped,
+    roles=roles_read,
+    reads=files_read,
+    tools=("torch", "torchvision", "timm", "numpy", "pillow"),
     code=("stages/vit", "stages/data", "stages/training", "targets/bundle/pixels.py"),
 )

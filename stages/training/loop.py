@@ -62,6 +62,8 @@ class Training:
     """parts into which a batch is cut to save memory; the step is the same but for rounding"""
     ema_decay: float | None = None
     """of a moving average of the weights, which is then the result"""
+    settle_steps: int = 0
+    """steps in which the model still changes its form, so that held-out images say nothing about its result yet"""
     precision: Precision = "fp32"
 
     def lr_at(self, step: int) -> float:
@@ -79,6 +81,7 @@ def train(
     scratch: Path,
     identity: Any = None,
     held_out: Callable[[], Iterable[Batch]] | None = None,
+    judge: Loss | None = None,
     checkpoint_seconds: float = 30.0,
     tell: Tell = lambda message, share: None,
 ) -> dict[str, Any]:
@@ -87,7 +90,8 @@ def train(
     module: on its device; every parameter that requires a gradient is trained. loss: evaluates the module on a batch.
     scratch: folder for checkpoints; a run with the same `training` and `identity` (plain JSON: whatever else decides
     the result) goes on from the newest. held_out: batches that are not trained on; where given, training stops once
-    they no longer gain, and the best weights are kept, if need be those at the start.
+    they no longer gain, and the best weights are kept, if need be those at the start. judge: what is looked at on
+    them, the loss where it is not given.
     Raises StageError when the loss is no longer a number.
     """
     run_id = digest_of([1, asdict(training), identity])
@@ -102,8 +106,9 @@ def train(
     pending: list[dict[str, Tensor]] = []
     clock = _Clock(progress)
     module.train()
-    if held_out is not None and not progress.held_out:
-        _evaluate(run, loss, held_out(), training)  # the weights at the start may be the best
+    judge = judge or loss
+    if held_out is not None and not progress.held_out and not training.settle_steps:
+        _evaluate(run, judge, held_out(), training)  # the weights at the start may be the best
     with closing(data(progress.step, training.steps)) as batches:
         while progress.step < training.steps and not progress.stopped:
             batch = next(batches).to(device)
@@ -111,8 +116,9 @@ def train(
             progress.step += 1
             progress.images += len(batch)
             last = progress.step == training.steps
-            if held_out is not None and (last or progress.step % evaluate_every == 0):
-                _evaluate(run, loss, held_out(), training)
+            settled = last or progress.step > training.settle_steps
+            if held_out is not None and settled and (last or progress.step % evaluate_every == 0):
+                _evaluate(run, judge, held_out(), training)
             if len(pending) >= LOOK_EVERY_STEPS or clock.since_look() >= 1 or last or progress.stopped:
                 latest = _read_losses(progress, pending, training)
                 speed = clock.look(progress)

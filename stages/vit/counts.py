@@ -34,8 +34,8 @@ def params_by_part(spec: ViTSpec) -> dict[str, int]:
     head = _linear(spec.feature_width, spec.classes, bias=spec.head_bias) if spec.classes else 0
     return {
         "embedding": embedding,
-        "attention": sum(_attention_params(spec, block) for block in spec.blocks),
-        "mlp": sum(_mlp_params(spec, block) for block in spec.blocks),
+        "attention": sum(attention_params(spec, block) for block in spec.blocks),
+        "mlp": sum(mlp_params(spec, block) for block in spec.blocks),
         "norm": between,
         "head": head + _norm(spec, spec.feature_width, spec.head_norm_eps),
     }
@@ -68,7 +68,8 @@ def mlp_macs(spec: ViTSpec, block: BlockSpec) -> int:
     return matrices * spec.tokens * spec.width * block.mlp_width if block.mlp else 0
 
 
-def _attention_params(spec: ViTSpec, block: BlockSpec) -> int:
+def attention_params(spec: ViTSpec, block: BlockSpec) -> int:
+    """Learned numbers of one block's attention, with inner norms and LayerScale."""
     if block.attention == "off":
         return 0
     inner = block.heads * block.d_v
@@ -78,7 +79,8 @@ def _attention_params(spec: ViTSpec, block: BlockSpec) -> int:
     return linears + norms + (spec.width if spec.layer_scale else 0)
 
 
-def _mlp_params(spec: ViTSpec, block: BlockSpec) -> int:
+def mlp_params(spec: ViTSpec, block: BlockSpec) -> int:
+    """Learned numbers of one block's MLP, with inner norm and LayerScale."""
     if not block.mlp:
         return 0
     rows = block.mlp_width if spec.mlp_kind == "mlp" else 2 * block.mlp_width

@@ -223,6 +223,8 @@ class Block(nn.Module):
         if self.attn is None:
             return x
         if self.attention == "diluting":
+            if self.dilution == 0.0:  # nothing to compute, and nothing to learn for the attention
+                return 2.0 * x
             return (2.0 - self.dilution) * x + self.dilution * self.attention_branch(x)
         return x + self.attention_branch(x)
 

@@ -89,8 +89,8 @@ def test_an_accepted_order_fits_together_and_a_refused_one_says_where(
         (["distill", "finetune"], "steps[1]: finetune makes the model"),
         (["source"], "steps[0]: stage 'source' is part of every build, and `model` says what it reads; remove"),
         (["export", {"compile": {"runtime": "openvino"}}], "steps[1]: stage 'compile' is part of every build"),
-        (["prune_ml"], "steps[0]: unknown stage 'prune_ml'; did you mean 'prune_mlp'? known: finetune, prune_mlp"),
-        (["xyz"], "steps[0]: unknown stage 'xyz'; known: distill, export"),
+        (["prune_ml"], "steps[0]: unknown stage 'prune_ml'; did you mean 'prune_mlp'?"),
+        (["xyz"], "steps[0]: unknown stage 'xyz'; known: "),
         (
             [{"prune_mlp": None, "keep": 0.5}],
             "steps[0]: a step is one stage; if these are options of prune_mlp, write prune_mlp: {keep: 0.5}",

@@ -1,6 +1,5 @@
 """The distill stage."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,12 @@ from torch import Tensor
 
 from stages.data.images import ImageSet
 from stages.distill.stage import STAGE, DistillOptions
-from stages.stage import Role, StageContext
-from stages.vit.files import load_model, load_spec, load_state, save_model
-from stages.vit.model import ViT
+from stages.stage import Role
+from stages.vit.files import load_model, load_spec, load_state
 from targets.errors import InputError, StageError
 from targets.preprocess import normalise
 
 QUICK = DistillOptions(images_seen=2400, batch_size=16, lr=2e-3, precision="fp32")
-SPREAD = 12.0
-"""factor on a random teacher's weights that makes its answers differ between pictures"""
 
 
 def answers(folder: Path, images: ImageSet) -> Tensor:
@@ -30,44 +26,6 @@ def answers(folder: Path, images: ImageSet) -> Tensor:
 
 def agreement(one: Path, other: Path, images: ImageSet) -> float:
     return float((answers(one, images) == answers(other, images)).float().mean())
-
-
-@pytest.fixture
-def teacher(tiny_spec: Any, tmp_path: Path) -> Path:
-    """A ViT whose random answers depend on the picture."""
-    spec = tiny_spec()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = ViT(spec.model_dump(mode="json"))
-        torch.nn.init.normal_(model.head.weight, std=1.0)
-        torch.nn.init.zeros_(model.head.bias)
-    for block in model.blocks:
-        block.mlp.fc2.weight.data *= SPREAD
-    save_model(tmp_path / "teacher", spec, model.state_dict())
-    return tmp_path / "teacher"
-
-
-@pytest.fixture
-def pruned(teacher: Path, tmp_path: Path) -> Path:
-    """The teacher with half of the neurons of each MLP."""
-    spec, state = load_spec(teacher), load_state(teacher)
-    for index in range(len(spec.blocks)):
-        prefix = f"blocks.{index}.mlp"
-        state[f"{prefix}.fc1.weight"] = state[f"{prefix}.fc1.weight"][:32]
-        state[f"{prefix}.fc1.bias"] = state[f"{prefix}.fc1.bias"][:32]
-        state[f"{prefix}.fc2.weight"] = state[f"{prefix}.fc2.weight"][:, :32]
-    smaller = spec.replace(blocks=tuple(block.replace(mlp_width=32) for block in spec.blocks))
-    save_model(tmp_path / "pruned", smaller, state, labels=["a", "b", "c", "d"])
-    return tmp_path / "pruned"
-
-
-@pytest.fixture
-def run(teacher: Path, train_context: Callable[..., StageContext]) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    def distil(options: DistillOptions, model: Path, images: ImageSet, **context: Any) -> tuple[Path, dict[str, Any]]:
-        prepared = train_context(model, images, **{"source": teacher, **context})
-        return prepared.output, dict(STAGE.run(options, prepared).facts)
-
-    return distil
 
 
 def test_a_pruned_model_recovers_most_of_the_lost_agreement(
@@ -206,14 +164,6 @@ def test_a_student_that_does_not_match_its_teacher_is_refused(
         run(QUICK, tiny_folder(tiny_spec(**changes)), colours(8))
 
 
-def test_attention_that_is_to_fade_is_refused(run: Any, tiny_spec: Any, tiny_folder: Any, colours: Any) -> None:
-    spec = tiny_spec()
-    diluting = spec.replace(blocks=(spec.blocks[0].replace(attention="diluting"), *spec.blocks[1:]))
-
-    with pytest.raises(InputError, match="attention: diluting"):
-        run(QUICK, tiny_folder(diluting), colours(8))
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -222,6 +172,13 @@ def test_attention_that_is_to_fade_is_refused(run: Any, tiny_spec: Any, tiny_fol
         ("temperature", 0),
         ("feature_weight", -0.1),
         ("warmup_share", 1.0),
+        ("dilution_share", 0),
+        ("dilution", "step"),
+        ("held_out", "evaluate"),
+        ("block_features", [-1]),
+        ("teacher", {}),
+        ("teacher", {"timm": "a", "folder": "b"}),
+        ("teacher", {"checkpoint": "a", "folder": "b"}),
         ("epochs", 3),
     ],
 )
@@ -232,3 +189,8 @@ def test_options_that_make_no_sense_are_refused(option: str, value: object) -> N
 
 def test_it_reads_training_images_alone() -> None:
     assert STAGE.roles(DistillOptions()) == (Role.TRAIN,)
+    assert STAGE.roles(DistillOptions(held_out="select")) == (Role.TRAIN,)
+
+
+def test_select_can_say_when_it_is_enough() -> None:
+    assert STAGE.roles(DistillOptions(held_out="select", stop_when_flat=True)) == (Role.TRAIN, Role.SELECT)

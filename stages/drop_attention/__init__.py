@@ -1,0 +1,1 @@
+"""Take whole attentions, or whole blocks, out of a model."""
