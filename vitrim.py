@@ -33,25 +33,30 @@ def build(
 ) -> "dict[str, Report]":
     """Build a recipe for its targets (or these); returns the reports by target.
 
-    overrides: like --set, e.g. "steps.prune_mlp.keep=0.5". watch: called with every event.
+    overrides: like --set, e.g. "steps.prune_mlp.keep=0.5". watch: called with every event. Of several processes that a
+    launcher started, the first builds and the others train with it and return nothing.
     Raises targets.errors.InputError for bad input, StageError and WorkerError where something that was tried failed.
     """
     from pipeline.build import build as run
     from pipeline.events import ignore
+    from pipeline.follow import first_of_several
     from pipeline.recipe import load_recipe
     from pipeline.store import Store, default_store_root
 
     more = [f"targets={json.dumps(list(targets))}"] if targets else []
     loaded = load_recipe(Path(recipe), overrides=(*overrides, *more))
-    with Store(Path(store) if store else default_store_root()) as shelf:
-        return run(
-            loaded,
-            store=shelf,
-            output=Path(output),
-            resume=resume,
-            watch=watch or ignore,
-            command=f"vitrim build {recipe}",
-        )
+    with first_of_several() as is_first:
+        if not is_first:
+            return {}
+        with Store(Path(store) if store else default_store_root()) as shelf:
+            return run(
+                loaded,
+                store=shelf,
+                output=Path(output),
+                resume=resume,
+                watch=watch or ignore,
+                command=f"vitrim build {recipe}",
+            )
 
 
 def load(folder: str | Path) -> "ViT":

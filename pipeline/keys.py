@@ -31,7 +31,11 @@ def step_key(
     return digest_of(
         {
             "stage": stage.name,
-            "options": {name: value for name, value in options.model_dump(mode="json").items() if name not in read},
+            "options": {
+                name: value
+                for name, value in options.model_dump(mode="json").items()
+                if name not in read and name not in stage.aside
+            },
             "reads": read,
             "input": input_key,
             "images": {role.value: images[role] for role in stage.roles(options)},

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.events import Event, Watcher, ignore
+from pipeline.follow import send
 from pipeline.isolated import run_isolated
 from pipeline.keys import tool_versions
 from pipeline.plan import SOURCE_STAGES, PlannedStep
@@ -86,6 +87,7 @@ class Runner:
         try:
             if stage.isolated:
                 return run_isolated(step.stage, step.options, context, self.sources, self.store.root / "images.index")
+            send(step.stage, step.options, context, self.sources, self.store.root / "images.index")
             return stage.run(step.options, context)
         except MemoryError as error:
             raise StageError(f"{step.title}: out of memory; use fewer images or a smaller batch") from error

@@ -88,6 +88,10 @@ class Stage(Generic[OptionsT]):
     """the spec after it, without weights or images, for plans; None: unchanged"""
     reshapes_at_most: Callable[[OptionsT], bool] = lambda options: False
     """whether images decide on the shapes, so that `reshape` only gives what they cannot exceed"""
+    aside: tuple[str, ...] = ()
+    """options that do not decide the result and are no part of its key"""
+    distributed: bool = False
+    """trains: where a launcher started several processes, all of them run it together"""
     target_bound: bool = False
     isolated: bool = False
     """run in a process of its own: it loads an inference runtime, which must not share a process with torch"""

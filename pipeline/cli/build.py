@@ -155,12 +155,16 @@ def _build(
 
     from pipeline.build import build as run
     from pipeline.cli.console import make_watcher
+    from pipeline.follow import first_of_several
     from pipeline.report.terminal import summary
     from pipeline.verdict import exit_code
 
     console = Console()
-    with make_watcher(as_json=as_json, console=console) as watcher:
-        reports = run(recipe, store=open_store(store), output=output, resume=resume, watch=watcher, command=command)
+    with first_of_several() as is_first:
+        if not is_first:
+            return
+        with make_watcher(as_json=as_json, console=console) as watcher:
+            reports = run(recipe, store=open_store(store), output=output, resume=resume, watch=watcher, command=command)
     if as_json:
         typer.echo(
             json.dumps(

@@ -19,9 +19,11 @@ import numpy as np
 from PIL import Image
 
 from stages.data.index import Tell, decoder_version, find_undecodable, hash_contents, in_threads
-from stages.data.labels import labels_from_folders, match_labels, read_classes, read_labels
-from stages.data.listing import Listed, Place, list_images
+from stages.data.labels import labels_from_archives, labels_from_folders, match_labels, read_classes, read_labels
+from stages.data.listing import list_images
+from stages.data.place import Listed, Place
 from stages.data.source import DataSource
+from stages.data.tables import Columns
 from stages.stage import Role
 from targets.bundle.pixels import UnreadableImageError, decode
 from targets.errors import InputError, StoreError
@@ -181,7 +183,7 @@ def open_images(
         from stages.data.digits import open_digits
 
         return _part(open_digits(role), source)
-    listed, labels, classes = _list_labelled(source)
+    listed, labels, classes = _list_labelled(source, index_cache)
     hashes: dict[str, str] = {}
     problems: dict[str, str] = {}
     for root, images in listed:
@@ -259,10 +261,10 @@ def check_labels(images: ImageSet, classes: int, *, names: Sequence[str] | None 
 
 
 def _list_labelled(
-    source: DataSource,
+    source: DataSource, index_cache: Path | None
 ) -> tuple[list[tuple[Path, list[Listed]]], dict[str, int], tuple[str, ...] | None]:
     """The images of a source (those that `where` picks), their labels by id, and the class names."""
-    listed = list_images(source.paths)
+    listed = list_images(source.paths, columns=Columns(source.image_column, source.label_column), cache=index_cache)
     classes = read_classes(source.classes) if source.classes else None
     images = [image for _, found in listed for image in found]
     labels: dict[str, int] = {}
@@ -270,6 +272,8 @@ def _list_labelled(
         rows = read_labels(source.labels, source.where)
         labels = match_labels(rows, [image.id for image in images], source.labels, partial=bool(source.where))
         listed = [(root, [image for image in found if image.id in labels]) for root, found in listed]
+    elif beside := labels_from_archives(images, classes):
+        labels, classes = beside
     elif by_folder := labels_from_folders([image.name for image in images], classes):
         labels = dict(zip([image.id for image in images], by_folder[0], strict=True))
         classes = by_folder[1]

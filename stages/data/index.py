@@ -1,10 +1,11 @@
-"""What the listed images contain: their content hashes, and whether they can be decoded.
+"""What the listed images contain: their content hashes, and whether they can be decoded; and what a tar lists.
 
-Both need every byte once. The optional cache (one SQLite file) remembers them by real path, size, times and inode, so
+All need every byte once. The optional cache (one SQLite file) remembers them by real path, size, times and inode, so
 an unchanged folder is not read again. A broken or locked cache is never an error: it only costs the time.
 """
 
 import hashlib
+import json
 import logging
 import os
 import sqlite3
@@ -19,7 +20,7 @@ from typing import TypeVar
 import PIL
 from PIL import features
 
-from stages.data.listing import File, Listed, Place
+from stages.data.place import File, Listed, Place
 from targets.bundle.pixels import UnreadableImageError, decode
 
 log = logging.getLogger("vitrim.data")
@@ -35,6 +36,9 @@ _TABLES = """
 create table if not exists content (
   root blob, name blob, size integer, mtime integer, ctime integer, inode integer, sha256 text,
   primary key (root, name)) without rowid;
+create table if not exists listing (
+  root blob, size integer, mtime integer, ctime integer, inode integer, content text,
+  primary key (root)) without rowid;
 create table if not exists verdict (
   decoder text, sha256 text, problem text,
   primary key (decoder, sha256)) without rowid;
@@ -77,6 +81,21 @@ def hash_contents(
     if not changed:
         _remember(cache, "insert or replace into content values (?, ?, ?, ?, ?, ?, ?)", fresh)
     return hashes, problems
+
+
+def recall_listing(root: Path, *, cache: Path | None, make: Callable[[], list[T]]) -> list[T]:
+    """What `make` found in an archive, plain JSON: remembered while the archive is the same file, else made anew."""
+    key, stamp = os.fsencode(root.resolve()), _stamp(root)
+    query = "select size, mtime, ctime, inode, content from listing where root = ?"
+    for *known, content in _rows(cache, query, (key,)):
+        if tuple(known) == stamp:
+            found: list[T] = json.loads(content)
+            return found
+    made = make()
+    if stamp is not None and stamp == _stamp(root) and max(stamp[1], stamp[2]) < time.time_ns() - SETTLED_NS:
+        content = json.dumps(made, separators=(",", ":"))
+        _remember(cache, "insert or replace into listing values (?, ?, ?, ?, ?, ?)", [(key, *stamp, content)])
+    return made
 
 
 def find_undecodable(places: Mapping[str, Place], *, cache: Path | None, tell: Tell) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from stages.data.place import Label, Listed
 from targets.errors import InputError, suggest
 
 MAX_LABEL = 10_000_000
@@ -89,6 +90,52 @@ def match_labels(labels: Mapping[str, int], ids: Sequence[str], origin: Path, *,
     return matched
 
 
+def labels_from_archives(
+    images: Sequence[Listed], classes: Sequence[str] | None
+) -> tuple[dict[str, int], tuple[str, ...] | None] | None:
+    """Labels that lie beside the images in tars and tables, by id, and the class names; None where there are none.
+
+    A negative number is no label. Names count as folders do: in the order of the classes file, else of the alphabet.
+    Raises InputError for labels of two kinds, and for two data sets whose classes are not the same.
+    """
+    given = {image.id: image.label for image in images if not _is_missing(image.label)}
+    if not given:
+        return None
+    kinds = {type(label) for label in given.values()}
+    if len(kinds) > 1:
+        raise InputError("some labels in the archives are numbers and others names; store one kind")
+    known = {image.classes for image in images if image.classes is not None}
+    if len(known) > 1:
+        raise InputError("the tables have class names that differ; name tables of one data set")
+    names = tuple(classes) if classes is not None else next(iter(known), None)
+    if kinds == {int}:
+        numbers = {id_: int(label) for id_, label in given.items() if label is not None}
+        worst = max(numbers, key=numbers.__getitem__)
+        if numbers[worst] > MAX_LABEL:
+            raise InputError(f"image {worst!r} has the label {numbers[worst]}; labels count from 0 to {MAX_LABEL:,}")
+        return numbers, names
+    texts = {id_: str(label) for id_, label in given.items()}
+    names = names or tuple(sorted(set(texts.values())))
+    index = _by_name(names)
+    for text in sorted(set(texts.values())):
+        if index.get(text, -1) < 0:
+            raise InputError(f"label {text!r} is not named in the classes file ({suggest(text, index)})")
+    return {id_: index[text] for id_, text in texts.items()}, names
+
+
+def _is_missing(label: Label | None) -> bool:
+    return label is None or (isinstance(label, int) and label < 0)
+
+
+def _by_name(classes: Sequence[str]) -> dict[str, int]:
+    """Index of each class by its line or its first word; -1 where several begin with this word."""
+    index: dict[str, int] = {}
+    for i, name in enumerate(classes):
+        for key in (name, name.split()[0]):
+            index[key] = i if index.get(key, i) == i else -1
+    return index
+
+
 def labels_from_folders(
     names: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[list[int], tuple[str, ...]] | None:
@@ -104,10 +151,7 @@ def labels_from_folders(
         classes = tuple(sorted(set(folders)))
         index = {name: i for i, name in enumerate(classes)}
     else:
-        index = {}
-        for i, name in enumerate(classes):
-            for key in (name, name.split()[0]):
-                index[key] = i if index.get(key, i) == i else -1  # -1: several classes begin with this word
+        index = _by_name(classes)
         for folder in sorted(set(folders)):
             if index.get(folder, -1) < 0:
                 hint = suggest(folder, index)

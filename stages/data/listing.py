@@ -1,82 +1,45 @@
-"""Which image files there are in folders and zips, and how to read one. Zips are untrusted and checked before use."""
+"""Which images there are in folders, zips, tars and tables. Archives are untrusted and checked before use."""
 
+import glob
 import os
+import re
 import stat
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from stages.data.place import SUFFIXES, File, Listed, Member, is_hidden, is_image_name, printable, unsafe_name
+from stages.data.shards import list_shard
+from stages.data.tables import FOUND, TABLE_SUFFIXES, Columns, data_set_files, list_table
 from targets.bundle.pixels import MAX_FILE_BYTES
 from targets.errors import InputError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 200
 """uncompressed / compressed, for members over a mebibyte; images hardly compress, zip bombs reach 1,000"""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """An image that is a file of its own."""
-
-    path: str
-
-    def read(self) -> bytes:
-        """All bytes; raises OSError."""
-        status = os.stat(self.path)  # before opening: a pipe would block
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise OSError(f"it has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
-        with open(self.path, "rb") as file:
-            return file.read()
+ARCHIVES = (".zip", ".tar", *TABLE_SUFFIXES)
+"""suffixes of files that hold images"""
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+"""WebDataset's way to name shards: train-{0000..0099}.tar"""
+MAX_SHARDS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """An image inside a zip."""
+def list_images(
+    paths: Sequence[Path], *, columns: Columns = FOUND, cache: Path | None = None
+) -> list[tuple[Path, list[Listed]]]:
+    """Find the images of each folder and archive; hidden files and files with other suffixes do not count.
 
-    archive: str
-    name: str
-
-    def read(self) -> bytes:
-        """All bytes, checked against the zip's CRC; raises OSError."""
-        status = os.stat(self.archive)
-        try:
-            return _open(self.archive, (status.st_ino, status.st_size, status.st_mtime_ns), os.getpid()).read(self.name)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise OSError(str(error) or f"damaged in the zip: {type(error).__name__}") from error
-        except Exception as error:  # zlib.error, lzma.LZMAError: damaged compressed data
-            raise OSError(f"damaged in the zip: {error}") from error
-
-
-Place = File | Member
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """An image that was found, not read yet."""
-
-    id: str
-    """path below its folder or zip, with that one's name in front where there are several"""
-    name: str
-    """path below its folder or zip"""
-    place: Place
-
-
-def list_images(paths: Sequence[Path]) -> list[tuple[Path, list[Listed]]]:
-    """Find the images of each folder and zip; hidden files and files with other suffixes do not count.
-
-    A folder without images but with zips stands for these. Raises InputError: nothing there, unsafe zips, mixtures.
+    A folder without images but with archives stands for these. columns: of tables. cache: the index
+    cache. Raises InputError: nothing there, unsafe archives, mixtures.
     """
-    roots = [root for path in paths for root in _expand(path)]
+    roots = [root for path in paths for named in _named(path) for root in _expand(named)]
     names = _distinct_names(roots)
     found = []
     for root, prefix in zip(roots, names, strict=True):
-        listed = _zip_members(root, prefix) if root.is_file() else _folder_files(root, prefix)
+        listed = _list_root(root, prefix, columns, cache)
         if not listed:
             raise InputError(
                 f"no images in {str(root)!r}; an image ends in {', '.join(sorted(SUFFIXES))}{_instead(root)}"
@@ -85,24 +48,73 @@ def list_images(paths: Sequence[Path]) -> list[tuple[Path, list[Listed]]]:
     return found
 
 
+def _list_root(root: Path, prefix: str, columns: Columns, cache: Path | None) -> list[Listed]:
+    suffix = root.suffix.lower()
+    if root.is_dir():
+        return _folder_files(root, prefix)
+    if suffix in TABLE_SUFFIXES:
+        return list_table(root, prefix, columns, cache=cache)
+    return list_shard(root, prefix, cache=cache) if suffix == ".tar" else _zip_members(root, prefix)
+
+
+def _named(path: Path) -> list[Path]:
+    """The paths that one with a wildcard (*, ?) or a range ({0000..0099}) names."""
+    if path.exists():
+        return [path]
+    texts = [str(path)]
+    while any(RANGE.search(text) for text in texts):
+        texts = [one for text in texts for one in _count(text)]
+    if texts == [str(path)] and not any(character in texts[0] for character in "*?"):
+        return [path]
+    found = [Path(one) for text in texts for one in sorted(glob.glob(text, recursive=True) or [text])]
+    missing = [one for one in found if not one.exists()]
+    if missing:
+        raise InputError(f"no file or folder at {str(missing[0])!r}, which {str(path)!r} names")
+    return found
+
+
+def _count(text: str) -> list[str]:
+    match = RANGE.search(text)
+    if match is None:
+        return [text]
+    first, last = match.groups()
+    numbers = range(int(first), int(last) + 1)
+    if not 0 < len(numbers) <= MAX_SHARDS:
+        raise InputError(f"{text!r} names {len(numbers):,} files; a range counts up, over at most {MAX_SHARDS:,}")
+    width = len(first) if len(first) == len(last) else 0
+    return [f"{text[: match.start()]}{number:0{width}}{text[match.end() :]}" for number in numbers]
+
+
 def _expand(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"no folder or zip at {str(path)!r}; relative paths start at the recipe's folder")
     if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise InputError(f"{str(path)!r} is neither a folder nor a complete zip; give a folder or a zip of images")
+        if path.suffix.lower() not in ARCHIVES[1:] and not zipfile.is_zipfile(path):
+            raise InputError(
+                f"{str(path)!r} is neither a folder nor a complete zip; give a folder or a zip of images, "
+                "a .tar, .parquet or .arrow"
+            )
         return [path]
     if not path.is_dir():
         raise InputError(f"{str(path)!r} is neither a folder nor a zip")
+    saved = data_set_files(path)
+    if saved is not None:
+        return saved
     try:
-        zips = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".zip" and entry.is_file())
+        archives = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in ARCHIVES and entry.is_file())
     except OSError as error:
         raise InputError(f"cannot list {str(path)!r}: {error.strerror}") from error
-    if not zips:
+    archives = [one for one in archives if not is_hidden(one.name)]
+    if not archives:
         return [path]
     if next(_walk(path), None) is not None:
-        raise InputError(f"{str(path)!r} holds both images and zips ({zips[0].name!r}); name what is meant one by one")
-    return [zipped for folder in zips for zipped in _expand(folder)]
+        kind = archives[0].suffix.lower().lstrip(".")
+        raise InputError(
+            f"{str(path)!r} holds both images and {kind}s ({archives[0].name!r}); name what is meant one by one"
+        )
+    if len({one.suffix.lower() for one in archives}) > 1:
+        raise InputError(f"{str(path)!r} holds archives of several kinds; name what is meant one by one, or as *.tar")
+    return [archived for folder in archives for archived in _expand(folder)]
 
 
 def _distinct_names(roots: Sequence[Path]) -> list[str]:
@@ -124,7 +136,7 @@ def _distinct_names(roots: Sequence[Path]) -> list[str]:
 def _folder_files(root: Path, prefix: str) -> list[Listed]:
     listed = []
     for path in _walk(root):
-        name = _printable(path.removeprefix(str(root)).replace(os.sep, "/").lstrip("/"))
+        name = printable(path.removeprefix(str(root)).replace(os.sep, "/").lstrip("/"))
         listed.append(Listed(prefix + name, name, File(path)))
     return listed
 
@@ -142,8 +154,8 @@ def _walk(root: Path) -> Iterator[str]:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not _hidden(name)]
-        yield from (os.path.join(folder, name) for name in files if _is_image_name(name))
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield from (os.path.join(folder, name) for name in files if is_image_name(name))
 
 
 def _zip_members(root: Path, prefix: str) -> list[Listed]:
@@ -159,8 +171,8 @@ def _zip_members(root: Path, prefix: str) -> list[Listed]:
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if reason := _unsafe(member) or ("is there twice" if str(path) in images else None):
             raise InputError(f"{str(root)!r}: member {member.orig_filename!r} {reason}; pack the zip anew without it")
-        if not member.is_dir() and _is_image_name(path.name) and not any(_hidden(part) for part in path.parts):
-            name = _printable(str(path))
+        if not member.is_dir() and is_image_name(path.name) and not any(is_hidden(part) for part in path.parts):
+            name = printable(str(path))
             images[str(path)] = Listed(prefix + name, name, Member(str(root), member.filename))
     if sum(member.compress_size for member in members) > root.stat().st_size:
         raise InputError(f"{str(root)!r}: its members overlap, as in a zip bomb; pack the zip anew")
@@ -169,13 +181,8 @@ def _zip_members(root: Path, prefix: str) -> list[Listed]:
 
 def _unsafe(member: zipfile.ZipInfo) -> str | None:
     """Why a member is refused, or None."""
-    path = PurePosixPath(member.orig_filename.replace("\\", "/"))
-    if path.is_absolute() or (path.parts and path.parts[0][1:2] == ":"):
-        return "has an absolute path"
-    if ".." in path.parts:
-        return "leaves the zip"
-    if "\0" in member.orig_filename or not path.parts:
-        return "has no usable name"
+    if reason := unsafe_name(member.orig_filename, "zip"):
+        return reason
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a symbolic link"
     if member.flag_bits & 0x1:
@@ -187,25 +194,6 @@ def _unsafe(member: zipfile.ZipInfo) -> str | None:
     if member.file_size > 2**20 and member.file_size > MAX_RATIO * member.compress_size:
         return f"grows more than {MAX_RATIO} times when unpacked, as in a zip bomb"
     return None
-
-
-@lru_cache(maxsize=64)
-def _open(path: str, version: tuple[int, int, int], process: int) -> zipfile.ZipFile:
-    """One open zip per version of the file and process: a forked process must not share the file's position."""
-    return zipfile.ZipFile(path)
-
-
-def _is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not _hidden(name)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
-def _printable(name: str) -> str:
-    """The name as valid Unicode: bytes that are no UTF-8 are written out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _instead(root: Path) -> str:

@@ -9,14 +9,16 @@ from targets.record import Record
 
 
 class DataSource(Record):
-    """Folders, zips or an embedded data set, and which part of it.
+    """Folders, archives, tables or an embedded data set, and which part of it.
 
     Which part is decided by each image's content alone. So it does not depend on names or order, copies of one image
     never fall into two parts, and shares that do not overlap never have an image in common.
     """
 
     images: Path | tuple[Path, ...] | None = Field(
-        default=None, description="folders or zips of JPEG, PNG, BMP, WEBP, TIFF, GIF; a folder of zips stands for them"
+        default=None,
+        description="folders, zips, tars (WebDataset), Parquet or Arrow files of JPEG, PNG, BMP, WEBP, TIFF, GIF; a "
+        "folder of such files stands for them; names may hold *, ? and {000..099}",
     )
     dataset: Literal["digits"] | None = Field(
         default=None, description="in place of images: scikit-learn's 1,797 handwritten digits"
@@ -24,6 +26,8 @@ class DataSource(Record):
     labels: Path | None = Field(
         default=None, description="CSV with the columns file,label (0-based); without it, folders CLASS/name.jpg decide"
     )
+    image_column: str | None = Field(default=None, description="of a table, where it has several that hold images")
+    label_column: str | None = Field(default=None, description="of a table, where it is not called label or labels")
     classes: Path | None = Field(default=None, description="text file, line i names class i")
     where: dict[str, str] = Field(default={}, description="take the rows of the CSV whose column has this value")
     share: tuple[float, float] = Field(
@@ -39,6 +43,10 @@ class DataSource(Record):
             raise ValueError("images is an empty list; name at least one folder or zip")
         if self.dataset is not None and (self.labels or self.classes or self.where):
             raise ValueError(f"dataset {self.dataset!r} has its own labels; labels, classes and where go with images")
+        if self.dataset is not None and (self.image_column or self.label_column):
+            raise ValueError(f"dataset {self.dataset!r} has no columns; image_column and label_column go with tables")
+        if self.labels and self.label_column:
+            raise ValueError("give either labels (a CSV) or label_column (of a table)")
         if self.where and self.labels is None:
             raise ValueError("where picks rows of the labels file, so it needs labels")
         start, end = self.share

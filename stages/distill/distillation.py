@@ -14,10 +14,13 @@ from stages.distill.losses import BLOCK, FEATURES, DistillationLoss, Student, We
 from stages.distill.stage import DistillOptions
 from stages.distill.teacher import StrongerTeacher, comparable, load_teacher
 from stages.training.augment import Augmentation
+from stages.training.logs import LogTo
 from stages.training.loop import Tell, Training, train
 from stages.training.memory import recompute_blocks
+from stages.training.options import ASIDE
 from stages.training.pictures import PlainBatches, TrainingImages, without_held_out
 from stages.training.precision import pick_attention, pick_device, pick_precision
+from stages.training.ranks import check_batch, ranks, whole_state
 from stages.training.sampler import steps_for
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.fold import fold_doubling, folded_spec
@@ -56,7 +59,9 @@ def distill_model(
     fits = teacher.output_names if teacher_spec is None else comparable(teacher_spec, teacher_spec.classes, spec)
     compared = check_compared(options, spec, fits)
 
-    device = pick_device()
+    among = ranks()
+    check_batch(options.batch_size, among)
+    device = pick_device(among)
     precision = pick_precision(options.precision, device, width=spec.width)
     teacher = teacher.to(device).requires_grad_(False)
     student = Student(load_model(student_folder), teacher_width=(teacher_spec or spec).width, seed=seed).to(device)
@@ -68,7 +73,9 @@ def distill_model(
     if options.stop_when_flat:
         shown, held_out = without_held_out(images, seed=seed) if options.held_out == "train" else (images, select)
     augmentation = Augmentation(crop_scale=options.crop_scale, crop_ratio=options.crop_ratio, flip=options.flip)
-    data = TrainingImages(shown, spec.preprocess, augmentation=augmentation, batch_size=options.batch_size, seed=seed)
+    data = TrainingImages(
+        shown, spec.preprocess, augmentation=augmentation, batch_size=options.batch_size, seed=seed, among=among
+    )
     steps = steps_for(options.images_seen, batch_size=options.batch_size)
     fading = diluting_blocks(student.model)
     dilution = Dilution(options.dilution, math.ceil(options.dilution_share * steps)) if fading else None
@@ -82,11 +89,15 @@ def distill_model(
         ema_decay=options.ema_decay,
         settle_steps=dilution.steps if dilution else 0,
         precision=precision,
+        sharded=options.sharded,
     )
 
     tell("distilling: the teacher's features", None)
-    first = _first_images(data, options.batch_size, device)
-    energies = feature_energies(teacher, first, precision, names=[name for name in compared if name != "logits"])
+    first = TrainingImages(shown, spec.preprocess, augmentation=augmentation, batch_size=options.batch_size, seed=seed)
+    features = [name for name in compared if name != "logits"]
+    energies = among.agree(
+        feature_energies(teacher, _first_images(first, options.batch_size, device), precision, names=features)
+    )
     weights = Weights(
         features=options.feature_weight,
         logits=options.logits_weight,
@@ -103,8 +114,10 @@ def distill_model(
         data,
         training,
         scratch=scratch,
+        among=among,
+        log_to=LogTo(kind=options.log, folder=options.log_folder, name="distill"),
         identity=[
-            options.model_dump(mode="json"),
+            options.model_dump(mode="json", exclude=set(ASIDE)),
             images.fingerprint,
             None if select is None else select.fingerprint,
             seed,
@@ -115,7 +128,7 @@ def distill_model(
         judge=loss.judge if options.held_out == "select" else None,
         tell=lambda message, share: tell(f"distilling: {message}", share),
     )
-    state = dict(student.model.state_dict())
+    state = whole_state(student.model)
     if fading:
         folded, state = fold_doubling(spec, state)
     save_model(output, folded, state, labels=labels)

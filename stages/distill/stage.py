@@ -2,21 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.artifact import Format
 from stages.stage import Role, Stage, StageContext, StageResult
 from stages.training.options import (
+    ASIDE,
     Count,
     CropRatio,
     CropScale,
     EmaDecay,
+    LogKind,
     Positive,
     PrecisionWish,
     ShareBelowOne,
     Weight,
+    check_log,
 )
 from stages.vit.fold import folded_spec
 from stages.vit.spec import WEIGHTS_FILE, ViTSpec
@@ -67,6 +70,9 @@ class DistillOptions(Record):
     recompute: bool = Field(
         default=False, description="save memory: compute the inside of each block again for the gradient"
     )
+    sharded: bool = Field(
+        default=False, description="several processes keep a part of each weight, for models too large for one GPU"
+    )
     stop_when_flat: bool = Field(
         default=False, description="look at images held out, stop when they no longer gain, keep the best weights"
     )
@@ -84,6 +90,13 @@ class DistillOptions(Record):
     dilution_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.75, description="share of the steps after which they are gone"
     )
+    log: LogKind = Field(default="none", description="write losses as they come, for TensorBoard or MLflow")
+    log_folder: Path | None = Field(default=None, description="where; MLflow without it: to MLFLOW_TRACKING_URI")
+
+    @model_validator(mode="after")
+    def _can_log(self) -> Self:
+        check_log(self.log, self.log_folder)
+        return self
 
 
 def distill(options: DistillOptions, context: StageContext) -> StageResult:
@@ -133,6 +146,8 @@ STAGE = Stage(
     reshape=reshaped,
     roles=roles_read,
     reads=files_read,
+    distributed=True,
+    aside=ASIDE,
     tools=("torch", "torchvision", "timm", "numpy", "pillow"),
     code=("stages/vit", "stages/data", "stages/training", "targets/bundle/pixels.py"),
 )

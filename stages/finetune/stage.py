@@ -1,20 +1,26 @@
 """The finetune stage: its options and how to run it. Light: torch loads when it runs."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from stages.artifact import Format
 from stages.stage import Role, Stage, StageContext, StageResult
 from stages.training.options import (
+    ASIDE,
     Count,
     CropRatio,
     CropScale,
     Degrees,
     EmaDecay,
     LayerDecay,
+    LogKind,
     Positive,
     PrecisionWish,
     ShareBelowOne,
     Weight,
+    check_log,
 )
 from targets.record import Record
 
@@ -40,9 +46,19 @@ class FinetuneOptions(Record):
     shift: ShareBelowOne = Field(default=0.0, description="move by at most this share of the side; black enters")
     degrees: Degrees = Field(default=0.0, description="rotate by at most so much")
     precision: PrecisionWish = "auto"
+    sharded: bool = Field(
+        default=False, description="several processes keep a part of each weight, for models too large for one GPU"
+    )
     stop_when_flat: bool = Field(
         default=False, description="hold out 5 % of the images, stop when they no longer gain, keep the best weights"
     )
+    log: LogKind = Field(default="none", description="write losses as they come, for TensorBoard or MLflow")
+    log_folder: Path | None = Field(default=None, description="where; MLflow without it: to MLFLOW_TRACKING_URI")
+
+    @model_validator(mode="after")
+    def _can_log(self) -> Self:
+        check_log(self.log, self.log_folder)
+        return self
 
 
 def finetune(options: FinetuneOptions, context: StageContext) -> StageResult:
@@ -69,6 +85,8 @@ STAGE = Stage(
     options=FinetuneOptions,
     run=finetune,
     roles=lambda options: (Role.TRAIN,),
+    distributed=True,
+    aside=ASIDE,
     tools=("torch", "torchvision", "numpy", "pillow"),
     code=("stages/vit", "stages/data", "stages/training", "targets/bundle/pixels.py"),
 )

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from stages.data.images import ImageSet
 from stages.finetune.stage import FinetuneOptions
 from stages.training.augment import Augmentation
+from stages.training.logs import LogTo
 from stages.training.loop import Tell, Training, train
+from stages.training.options import ASIDE
 from stages.training.pictures import Batch, PlainBatches, TrainingImages, without_held_out
 from stages.training.precision import pick_attention, pick_device, pick_precision
+from stages.training.ranks import check_batch, ranks, whole_state
 from stages.training.sampler import steps_for
 from stages.vit.files import build_empty, load_labels, load_spec, load_state, save_model
 from stages.vit.model import ViT
@@ -50,7 +53,9 @@ def finetune_model(
     spec = old_spec if classes == old_spec.classes else old_spec.replace(classes=classes, head_bias=True)
     model = load_for_training(model_folder, spec, seed=seed, from_scratch=options.from_scratch)
 
-    device = pick_device()
+    among = ranks()
+    check_batch(options.batch_size, among)
+    device = pick_device(among)
     model.to(device)
     precision = pick_precision(options.precision, device, width=spec.width)
     pick_attention(model, precision, device, tokens=spec.tokens)
@@ -67,6 +72,7 @@ def finetune_model(
         ),
         batch_size=options.batch_size,
         seed=seed,
+        among=among,
     )
     training = Training(
         steps=steps_for(options.epochs * len(shown), batch_size=options.batch_size),
@@ -78,6 +84,7 @@ def finetune_model(
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
         precision=precision,
+        sharded=options.sharded,
     )
 
     facts = train(
@@ -86,12 +93,19 @@ def finetune_model(
         data,
         training,
         scratch=scratch,
-        identity=[options.model_dump(mode="json"), images.fingerprint, seed, sha256_of(model_folder / WEIGHTS_FILE)],
+        among=among,
+        log_to=LogTo(kind=options.log, folder=options.log_folder, name="finetune"),
+        identity=[
+            options.model_dump(mode="json", exclude=set(ASIDE)),
+            images.fingerprint,
+            seed,
+            sha256_of(model_folder / WEIGHTS_FILE),
+        ],
         held_out=None if held_out is None else PlainBatches(held_out, spec.preprocess, options.batch_size),
         tell=lambda message, share: tell(f"fine-tuning: {message}", share),
     )
     labels = images.classes or (load_labels(model_folder) if spec is old_spec else None)
-    save_model(output, spec, model.state_dict(), labels=labels)
+    save_model(output, spec, whole_state(model), labels=labels)
     return {
         "summary": f"{facts['images_seen']:,} pictures of {len(shown):,} images seen in {facts['precision']}",
         **facts,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from stages.data.labels import read_classes
+from stages.source.folders import Kind, download, kind_of, refuse_changes
 from stages.source.options import SourceOptions
 from stages.vit.files import (
     build_empty,
@@ -31,6 +33,8 @@ from targets.errors import InputError, UnknownNameError
 logger = logging.getLogger("vitrim.source")
 
 HUB = "hf-hub:"
+CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
+"""DINOv2 cuts its blocks into chunks when it trains sharded: blocks.CHUNK.INDEX"""
 HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
 
@@ -41,7 +45,8 @@ class Source(NamedTuple):
     state: dict[str, Tensor]
     labels: list[str] | None
     weights: str
-    """where they come from: checkpoint, hub, folder or random; `, new head` where the head is untrained"""
+    """where they come from: checkpoint, hub, folder, transformers, open_clip or random; `, new head` where the head is
+    untrained"""
 
 
 def load_source(options: SourceOptions, *, seed: int) -> Source:
@@ -49,7 +54,10 @@ def load_source(options: SourceOptions, *, seed: int) -> Source:
 
     seed: for weights that nobody trained: a new head, or all of them with pretrained: false.
     """
-    source = load_timm(options, seed=seed) if options.folder is None else _load_folder(options.folder)
+    if options.timm is not None:
+        source = load_timm(options, seed=seed)
+    else:
+        source = _load_folder(options, options.folder or download(options.hub or ""), seed=seed)
     if options.labels is not None:
         source = source._replace(labels=read_label_file(options.labels))
     if source.labels is not None and len(source.labels) != source.spec.classes:
@@ -84,10 +92,10 @@ def load_timm(options: SourceOptions, *, seed: int) -> Source:
     arguments = _arguments(options)
     state = None
     if options.checkpoint is not None:
-        state = read_checkpoint(options.checkpoint)
-        head = state.get("head.weight")
-        if options.classes is None and head is not None and head.ndim == 2:
-            arguments["num_classes"] = len(head)
+        state = plain_tower(read_checkpoint(options.checkpoint), origin=options.checkpoint)
+        outputs = _outputs(state)
+        if options.classes is None and outputs is not None:
+            arguments["num_classes"] = outputs
     # Refuse what cannot be read before gigabytes are fetched. A name on the hub says nothing before its config is here.
     if not name.startswith(HUB):
         check_class(_build(name, {}, device="meta"), name=name)
@@ -140,10 +148,50 @@ def read_label_file(path: Path) -> list[str]:
     return labels
 
 
-def _load_folder(folder: Path) -> Source:
-    spec, state = load_spec(folder), load_state(folder)
-    check_fits(state, build_empty(spec))
-    return Source(spec, state, load_labels(folder), "folder")
+def plain_tower(state: dict[str, Tensor], *, origin: Path) -> dict[str, Tensor]:
+    """The Vision Transformer's tensors, in names that timm's converter knows, out of what training saved around it.
+
+    DINO and DINOv2 keep it under `backbone.` beside heads for training, and may cut its blocks into chunks. CLIP keeps
+    it under `visual.` beside a text tower. Raises InputError where there is only the text tower.
+    """
+    if any(name.startswith("backbone.") for name in state):
+        state = {name.removeprefix("backbone."): x for name, x in state.items() if name.startswith("backbone.")}
+    if any(name.startswith("transformer.resblocks.") for name in state):
+        state = {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
+        if not state:
+            raise InputError(f"checkpoint {str(origin)!r} holds a text tower only; vitrim reads images")
+    state = {name.replace(".ls_1.", ".ls1.").replace(".ls_2.", ".ls2."): tensor for name, tensor in state.items()}
+    return {CHUNK.sub(r"blocks.\1.", name): tensor for name, tensor in state.items()}
+
+
+def _outputs(state: Mapping[str, Tensor]) -> int | None:
+    """How many outputs the checkpoint's head or projection has; None where it has none."""
+    for name, axis in (("head.weight", 0), ("visual.proj", 1), ("visual.head.proj.weight", 0)):
+        if name in state and state[name].ndim == 2:
+            return state[name].shape[axis]
+    return None
+
+
+def _load_folder(options: SourceOptions, folder: Path, *, seed: int) -> Source:
+    kind = kind_of(folder)
+    if kind == Kind.VITRIM:
+        refuse_changes(options)
+        spec, state = load_spec(folder), load_state(folder)
+        check_fits(state, build_empty(spec))
+        return Source(spec, state, load_labels(folder), "folder")
+    labels: list[str] | None = None
+    if kind == Kind.TRANSFORMERS:
+        from stages.source.transformers_reader import read_transformers
+
+        spec, state, labels, new_head = read_transformers(folder, size=options.size, classes=options.classes, seed=seed)
+    else:
+        from stages.source.open_clip_reader import read_open_clip
+
+        spec, state, new_head = read_open_clip(folder, size=options.size, classes=options.classes, seed=seed)
+    check_finite(state, origin=f"the model in {str(folder)!r}")
+    if new_head:
+        logger.warning("the head of %s is new: its %d classes are not trained yet", spec.architecture, spec.classes)
+    return Source(spec, state, labels, f"{kind}, new head" if new_head else str(kind))
 
 
 def _arguments(options: SourceOptions) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.artifact import Format
+from stages.source.folders import Kind, kind_of, refuse_changes
 from stages.source.options import SourceOptions
 from stages.stage import Stage, StageContext, StageResult
 from targets.errors import InputError
@@ -40,12 +41,14 @@ def files_read(options: SourceOptions) -> Mapping[str, Path]:
     for option, path in files.items():
         if not (path.is_dir() if option == "folder" else path.is_file()):
             raise InputError(f"{option} {str(path)!r} is not there")
+    if options.folder is not None and kind_of(options.folder) == Kind.VITRIM:
+        refuse_changes(options)
     return files
 
 
 STAGE = Stage(
     name="source",
-    summary="read a trained timm model, a checkpoint or a saved model folder",
+    summary="read a trained model of timm, transformers or open_clip, a checkpoint or a saved model folder",
     consumes=Format.NOTHING,
     produces=Format.VIT,
     options=SourceOptions,

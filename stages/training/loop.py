@@ -9,8 +9,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from stages.training.checkpoint import load_newest, save_checkpoint
+from stages.training.logs import SILENT, LogTo, Write, open_log
 from stages.training.optimizer import adamw, learning_rate, set_learning_rate
 from stages.training.pictures import Batch
 from stages.training.precision import Precision, autocast
+from stages.training.ranks import ALONE, Ranks, whole_state
 from stages.training.run import Progress, Run
 from targets.errors import StageError
 from targets.record import digest_of
@@ -39,7 +42,7 @@ WORTH_NOTICING = 1e-3
 Loss = Callable[[Batch], dict[str, Tensor]]
 """the weighted parts of the loss, each a mean over the batch; what is minimised is their sum"""
 Data = Callable[[int, int], Generator[Batch, None, None]]
-"""the batches of the steps [start, stop), on the CPU"""
+"""the batches of the steps [start, stop), on the CPU; of several processes, the share of this one"""
 Tell = Callable[[str, float | None], None]
 
 
@@ -65,6 +68,8 @@ class Training:
     settle_steps: int = 0
     """steps in which the model still changes its form, so that held-out images say nothing about its result yet"""
     precision: Precision = "fp32"
+    sharded: bool = False
+    """several processes keep parts of the weights, each"""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -83,6 +88,8 @@ def train(
     held_out: Callable[[], Iterable[Batch]] | None = None,
     judge: Loss | None = None,
     checkpoint_seconds: float = 30.0,
+    among: Ranks = ALONE,
+    log_to: LogTo = SILENT,
     tell: Tell = lambda message, share: None,
 ) -> dict[str, Any]:
     """Train a module in place and return the facts: steps, images, seconds, loss curve, precision, device.
@@ -91,12 +98,13 @@ def train(
     scratch: folder for checkpoints; a run with the same `training` and `identity` (plain JSON: whatever else decides
     the result) goes on from the newest. held_out: batches that are not trained on; where given, training stops once
     they no longer gain, and the best weights are kept, if need be those at the start. judge: what is looked at on
-    them, the loss where it is not given.
+    them, the loss where it is not given. among: the processes that train together; only the first one's scratch is
+    used, and all end with the same weights. log_to: where losses, learning rate and speed go besides.
     Raises StageError when the loss is no longer a number.
     """
-    run_id = digest_of([1, asdict(training), identity])
-    run = _start(module, training)
-    checkpoint = load_newest(scratch, run=run_id)
+    run_id = digest_of([1, {**asdict(training), "sharded": None}, identity])  # sharded or not, it is the same run
+    run = _start(module, loss, judge or loss, data, training, among)
+    checkpoint = among.agree(load_newest(scratch, run=run_id) if among.is_first else None)
     if checkpoint is not None:
         run.restore(checkpoint)
         log.info("goes on from step %d of %d", run.progress.step, training.steps)
@@ -106,51 +114,92 @@ def train(
     pending: list[dict[str, Tensor]] = []
     clock = _Clock(progress)
     module.train()
-    judge = judge or loss
-    if held_out is not None and not progress.held_out and not training.settle_steps:
-        _evaluate(run, judge, held_out(), training)  # the weights at the start may be the best
-    with closing(data(progress.step, training.steps)) as batches:
+    with ExitStack() as opened:
+        log_here = log_to if among.is_first and progress.step < training.steps else SILENT
+        write = opened.enter_context(open_log(log_here, run=run_id, scratch=scratch, from_step=progress.step))
+        batches = opened.enter_context(closing(data(progress.step, training.steps)))
+        if held_out is not None and not progress.held_out and not training.settle_steps:
+            _evaluate(run, held_out(), training, write)  # the weights at the start may be the best
         while progress.step < training.steps and not progress.stopped:
             batch = next(batches).to(device)
-            pending.append(_make_step(run, loss, batch, training))
+            pending.append(_make_step(run, batch, training))
             progress.step += 1
-            progress.images += len(batch)
+            progress.images += batch.whole or len(batch)
             last = progress.step == training.steps
             settled = last or progress.step > training.settle_steps
             if held_out is not None and settled and (last or progress.step % evaluate_every == 0):
-                _evaluate(run, judge, held_out(), training)
-            if len(pending) >= LOOK_EVERY_STEPS or clock.since_look() >= 1 or last or progress.stopped:
-                latest = _read_losses(progress, pending, training)
+                _evaluate(run, held_out(), training, write)
+            together = training.sharded and among.count > 1  # what each does on its own, all must do at the same time
+            late = not together and clock.since_look() >= 1
+            if len(pending) >= LOOK_EVERY_STEPS or late or last or progress.stopped:
+                latest = _read_losses(progress, pending, training, write)
                 speed = clock.look(progress)
+                write(progress.step, {"images_per_second": speed})
                 tell(f"loss {latest:.4f}, {speed:.0f} images/s", progress.step / training.steps)
-                if clock.since_save() >= checkpoint_seconds or last or progress.stopped:
-                    save_checkpoint(scratch, run.checkpoint(), run=run_id)
+                due = clock.since_save() >= checkpoint_seconds or last or progress.stopped
+                if among.agree(due) if together else due and among.is_first:
+                    reached = run.checkpoint()
+                    if among.is_first:
+                        save_checkpoint(scratch, reached, run=run_id)
                     clock.saved()
     module.load_state_dict(run.best or run.average, strict=False)
-    if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
+    if not all(tensor.isfinite().all() for tensor in whole_state(module).values()):
         raise StageError(f"the last step left weights that are no numbers; try half of lr {training.lr:g}, or clip 1.0")
     module.eval()
-    return _facts(progress, training, device)
+    return _facts(progress, training, device, among)
 
 
-def _start(module: nn.Module, training: Training) -> Run:
+def _start(module: nn.Module, loss: Loss, judge: Loss, data: Data, training: Training, among: Ranks) -> Run:
+    sharded = training.sharded and among.count > 1
+    changes = training.settle_steps > 0  # parts of it may be used at first, and not later
+    some_unused = among.count > 1 and not sharded and (changes or _some_unused(module, loss, data))
+    wrapped = among.wrap(_Evaluated(module, loss, judge), some_unused=some_unused, sharded=sharded)
     optimizer = adamw(module, lr=training.lr, weight_decay=training.weight_decay, layer_decay=training.layer_decay)
     average = {} if training.ema_decay is None else _copy_of(module)
-    return Run(module=module, optimizer=optimizer, average=average, best={}, progress=Progress())
+    return Run(
+        module=module, wrapped=wrapped, optimizer=optimizer, average=average, best={}, progress=Progress(), among=among
+    )
 
 
-def _make_step(run: Run, loss: Loss, batch: Batch, training: Training) -> dict[str, Tensor]:
+class _Evaluated(nn.Module):
+    """A module whose forward pass is the loss on a batch: what DistributedDataParallel can wrap."""
+
+    def __init__(self, module: nn.Module, loss: Loss, judge: Loss) -> None:
+        super().__init__()
+        self.module = module
+        self._loss, self._judge = loss, judge
+
+    def forward(self, batch: Batch, *, held_out: bool = False) -> dict[str, Tensor]:
+        """Return the parts of the loss, or of what is looked at on held-out images."""
+        return self._judge(batch) if held_out else self._loss(batch)
+
+
+def _some_unused(module: nn.Module, loss: Loss, data: Data) -> bool:
+    """Whether the loss leaves some parameters out, which then must not move: tried on the first images."""
+    with closing(data(0, 1)) as batches:
+        batch = next(batches).to(next(module.parameters()).device)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    few = Batch(step=0, images=batch.images[:2], labels=None if batch.labels is None else batch.labels[:2])
+    return None in torch.autograd.grad(_sum(loss(few)), trained, allow_unused=True)
+
+
+def _make_step(run: Run, batch: Batch, training: Training) -> dict[str, Tensor]:
     """Move the weights once; returns the parts of the loss, still on the device."""
     step = run.progress.step
     set_learning_rate(run.optimizer, training.lr_at(step))
     run.optimizer.zero_grad()
     losses: dict[str, Tensor] = {}
-    for part in batch.split(training.accumulate):
-        with autocast(training.precision, part.images.device):
-            values = loss(part)
-        weighted = {name: value * (len(part) / len(batch)) for name, value in values.items()}
-        _sum(weighted).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+    parts = batch.split(training.accumulate)
+    for index, part in enumerate(parts):
+        between = nullcontext() if index == len(parts) - 1 else run.among.without_averaging(run.wrapped)
+        with between:
+            with autocast(training.precision, part.images.device):
+                values = run.wrapped(part)
+            weighted = {name: value * (len(part) / part.whole) for name, value in values.items()}
+            # Gradients are averaged over the processes, and here they are to be added.
+            (_sum(weighted) * run.among.count).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
         losses = {name: losses.get(name, 0.0) + value.detach() for name, value in weighted.items()}
+    losses = run.among.sum(losses)
     if training.clip is not None:
         torch.nn.utils.clip_grad_norm_(run.module.parameters(), training.clip)
     run.optimizer.step()
@@ -163,7 +212,7 @@ def _make_step(run: Run, loss: Loss, batch: Batch, training: Training) -> dict[s
     return losses
 
 
-def _read_losses(progress: Progress, pending: list[dict[str, Tensor]], training: Training) -> float:
+def _read_losses(progress: Progress, pending: list[dict[str, Tensor]], training: Training, write: Write) -> float:
     """Move the losses of the latest steps to the curve; returns the last one. Raises StageError for NaN or infinity."""
     first = progress.step - len(pending)
     total = math.nan
@@ -178,25 +227,30 @@ def _read_losses(progress: Progress, pending: list[dict[str, Tensor]], training:
                 "or precision fp32"
             )
         progress.add({"loss": total, **values}, step=step + 1, steps=training.steps)
+        write(step + 1, {"loss": total, **values, "learning_rate": training.lr_at(step)})
     pending.clear()
     return total
 
 
-def _evaluate(run: Run, loss: Loss, batches: Iterable[Batch], training: Training) -> None:
+def _evaluate(run: Run, batches: Iterable[Batch], training: Training, write: Write) -> None:
     """Look at held-out images; remembers the best weights and sees when nothing is gained any more."""
     progress, device = run.progress, next(run.module.parameters()).device
-    total, count = 0.0, 0
+    totals = {name: torch.zeros((), device=device, dtype=torch.float64) for name in ("loss", "images")}
     with _weights(run.module, run.average), torch.no_grad():
         run.module.eval()
-        for batch in batches:
+        # Sharded, all processes must compute at the same time, so each sees all images.
+        index, count = (0, 1) if training.sharded else (run.among.index, run.among.count)
+        for batch in islice(batches, index, None, count):
             with autocast(training.precision, device):
-                values = loss(batch.to(device))
-            total += float(_sum(values)) * len(batch)
-            count += len(batch)
+                values = run.wrapped(batch.to(device), held_out=True)
+            totals["loss"] += _sum(values).double() * len(batch)
+            totals["images"] += len(batch)
         run.module.train()
-        mean = total / count
+        sums = run.among.sum(totals)
+        mean = float(sums["loss"] / sums["images"])
         best = min((point["loss"] for point in progress.held_out), default=math.inf)
         progress.held_out.append({"step": progress.step, "loss": mean})
+        write(progress.step, {"held_out_loss": mean})
         if mean < best * (1 - WORTH_NOTICING):
             run.best.update(_copy_of(run.module))
             progress.best_step = progress.step
@@ -204,7 +258,7 @@ def _evaluate(run: Run, loss: Loss, batches: Iterable[Batch], training: Training
     progress.stopped = since_best >= PATIENCE
 
 
-def _facts(progress: Progress, training: Training, device: torch.device) -> dict[str, Any]:
+def _facts(progress: Progress, training: Training, device: torch.device, among: Ranks) -> dict[str, Any]:
     progress.finish_point(progress.step)
     facts: dict[str, Any] = {
         "steps": progress.step,
@@ -215,6 +269,8 @@ def _facts(progress: Progress, training: Training, device: torch.device) -> dict
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "loss_curve": progress.curve,
     }
+    if among.count > 1:
+        facts["processes"] = among.count
     if progress.held_out:
         facts |= {
             "held_out_curve": progress.held_out,

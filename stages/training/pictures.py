@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stages.data.images import ImageSet
 from stages.training.augment import Augmentation
+from stages.training.ranks import ALONE, Ranks
 from stages.training.sampler import batch_at, held_out
 from targets.errors import InputError
 from targets.preprocess import Preprocess, normalise
@@ -37,6 +38,8 @@ class Batch:
     """[B, 3, H, W] float32, normalised"""
     labels: Tensor | None = None
     """[B] int64; None unless all images have one"""
+    whole: int = 0
+    """images of this step in all processes; 0: these are all"""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,26 +47,36 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return Batch(step=self.step, images=self.images.to(device, non_blocking=True), labels=labels)
+        images = self.images.to(device, non_blocking=True)
+        return Batch(step=self.step, images=images, labels=labels, whole=self.whole)
 
     def split(self, parts: int) -> list["Batch"]:
         """At most so many parts, as equal as can be."""
         images = self.images.tensor_split(min(parts, len(self)))
         labels = [None] * len(images) if self.labels is None else self.labels.tensor_split(len(images))
-        return [Batch(step=self.step, images=i, labels=j) for i, j in zip(images, labels, strict=True)]
+        whole = self.whole or len(self)
+        return [Batch(step=self.step, images=i, labels=j, whole=whole) for i, j in zip(images, labels, strict=True)]
 
 
 class TrainingImages:
-    """Augmented batches, each a pure function of (seed, step)."""
+    """Augmented batches, each a pure function of (seed, step), or one process's share of them."""
 
     def __init__(
-        self, images: ImageSet, preprocess: Preprocess, *, augmentation: Augmentation, batch_size: int, seed: int
+        self,
+        images: ImageSet,
+        preprocess: Preprocess,
+        *,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        among: Ranks = ALONE,
     ) -> None:
         self._images = images
         self._preprocess = preprocess
         self._augmentation = augmentation
         self._batch_size = batch_size
         self._seed = seed
+        self._places = among.share(batch_size)
         self._labels = images.labels
         self._decoded: dict[int, Image.Image] = {}
         self._decoded_bytes = 0
@@ -86,11 +99,13 @@ class TrainingImages:
                     future.cancel()
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step."""
-        drawn = batch_at(step, count=len(self._images), batch_size=self._batch_size, seed=self._seed)
+        """This process's share of the batch of one step."""
+        everything = batch_at(step, count=len(self._images), batch_size=self._batch_size, seed=self._seed)
+        drawn = [everything[place] for place in self._places]
         pixels = np.stack([self._augmented(image, epoch) for image, epoch in drawn])  # [B, H, W, 3]
         labels = None if self._labels is None else torch.from_numpy(self._labels[[image for image, _ in drawn]])
-        return Batch(step=step, images=torch.from_numpy(normalise(pixels, self._preprocess)), labels=labels)
+        images = torch.from_numpy(normalise(pixels, self._preprocess))
+        return Batch(step=step, images=images, labels=labels, whole=self._batch_size)
 
     def _augmented(self, image: int, epoch: int) -> np.ndarray:
         size = (self._preprocess.height, self._preprocess.width)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stages.training.options import PrecisionWish
+from stages.training.ranks import ALONE, Ranks
 from stages.vit.model import Attention
 
 Precision = Literal["fp32", "bf16"]
@@ -20,8 +21,10 @@ LONGEST_FOR_PLAIN_ATTENTION = 256
 """tokens; the plain products keep tokens x tokens numbers of each head and image"""
 
 
-def pick_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+def pick_device(among: Ranks = ALONE) -> torch.device:
+    """This process's GPU, the first one where there is one process, else the CPU."""
+    if among.device is not None:
+        return among.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

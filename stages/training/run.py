@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.training.checkpoint import Checkpoint
+from stages.training.ranks import ALONE, Ranks, as_sharded, whole
 
 CURVE_POINTS = 100
 
@@ -50,36 +51,44 @@ class Run:
     """Tensors and progress."""
 
     module: nn.Module
+    wrapped: nn.Module
+    """gives the loss of a batch; its backward pass averages gradients over the processes"""
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     """moving average of the weights; empty without one"""
     best: dict[str, Tensor]
     """weights with the lowest held-out loss; empty without held-out images"""
     progress: Progress
+    among: Ranks = ALONE
 
     def checkpoint(self) -> Checkpoint:
-        """Everything that must survive."""
-        named = {f"weights/{name}": tensor for name, tensor in self.module.state_dict().items()}
-        named |= {f"average/{name}": tensor for name, tensor in self.average.items()}
-        named |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        """Everything that must survive. Of sharded weights, all processes must ask for it."""
+        named = {f"weights/{name}": whole(tensor) for name, tensor in self.module.state_dict().items()}
+        named |= {f"average/{name}": whole(tensor) for name, tensor in self.average.items()}
+        named |= {f"best/{name}": whole(tensor) for name, tensor in self.best.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer/{index}/{key}": tensor for key, tensor in state.items()}
+            named |= {f"optimizer/{index}/{key}": whole(tensor) for key, tensor in state.items()}
         return Checkpoint(self.progress.step, named, vars(self.progress))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint of the same module and optimizer."""
+        """Go back to a checkpoint of the same module and optimizer, sharded or not."""
         device = next(self.module.parameters()).device
         parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "best": {}, "optimizer": {}}
+        own = self.module.state_dict()
         for name, tensor in checkpoint.tensors.items():
             part, _, rest = name.partition("/")
-            parts[part][rest] = tensor.to(device)
+            tensor = tensor.to(device)
+            parts[part][rest] = tensor if part == "optimizer" else as_sharded(tensor, own[rest])
         self.module.load_state_dict(parts["weights"])
         self.average.update(parts["average"])
         self.best.update(parts["best"])
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition("/")
-            state.setdefault(int(index), {})[key] = tensor
+            like = parameters[int(index)]
+            same = tensor.shape == like.shape  # the count of steps is no part of the weight
+            state.setdefault(int(index), {})[key] = as_sharded(tensor, like) if same else tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for name, value in checkpoint.progress.items():

@@ -4,6 +4,7 @@ A model folder holds `vit.json` (the spec), `model.safetensors`, `model.py` (rel
 classes have names, `labels.json`.
 """
 
+import argparse
 import json
 import pickle
 import shutil
@@ -112,7 +113,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: dict[str, Tensor] = load_file(path)
         elif path.suffix in {".pth", ".pt", ".bin"}:
-            with warnings.catch_warnings(action="ignore"):  # torch warns about pickles that it goes on to refuse
+            # torch warns about pickles that it goes on to refuse. DeiT's trainer saves its options as a Namespace.
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
             state = _unwrap(content, path)
         else:
@@ -124,9 +126,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} is damaged or a pickle that holds more than tensors, which could run code when "
             "opened; save its state_dict() alone, best as .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint {str(path)!r} cannot be read, perhaps it is truncated: {reason}") from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):  # as OpenAI publishes CLIP
+            raise InputError(
+                f"checkpoint {str(path)!r} is a TorchScript archive, which holds code; save its state_dict() alone"
+            ) from error
+        raise InputError(
+            f"checkpoint {str(path)!r} cannot be read, perhaps it is truncated: {_reason(error)}"
+        ) from error
+    except (SafetensorError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"checkpoint {str(path)!r} cannot be read, perhaps it is truncated: {_reason(error)}"
+        ) from error
     if not state:
         raise InputError(f"checkpoint {str(path)!r} holds no tensors")
     check_finite(state, origin=f"checkpoint {str(path)!r}")
@@ -171,7 +182,7 @@ def check_fits(state: Mapping[str, Tensor], model: nn.Module) -> None:
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the state dict in what training scripts save around it."""
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(
@@ -179,6 +190,10 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     ):
         raise InputError(f"checkpoint {str(path)!r} does not hold a state dict (names with tensors) and nothing else")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _first(names: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ class ViT(nn.Module):
         self.norm_pre = _norm(spec, width, spec["pre_norm_eps"])
         self.blocks = nn.ModuleList(Block(spec, block) for block in spec["blocks"])
         self.norm = _norm(spec, width, spec["final_norm_eps"])
-        self.feature_width = 2 * width if spec["pooling"] == "token_pair" else width
+        self.feature_width = 2 * width if spec["pooling"] in ("token_pair", "token_avg") else width
         self.fc_norm = _norm(spec, self.feature_width, spec["head_norm_eps"])
         self.head = nn.Linear(self.feature_width, classes, bias=spec["head_bias"]) if classes else nn.Identity()
 
@@ -115,7 +115,7 @@ class ViT(nn.Module):
         return logits
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Return the features that enter the head: [B, D], or [B, 2D] for token_pair.
+        """Return the features that enter the head: [B, D], or [B, 2D] for token_pair and token_avg.
 
         tokens: [B, N, D], after the final norm.
         """
@@ -124,6 +124,8 @@ class ViT(nn.Module):
             pooled = tokens[:, 0]
         elif pooling == "token_pair":
             pooled = tokens[:, :2].flatten(1)
+        elif pooling == "token_avg":
+            pooled = torch.cat([tokens[:, 0], tokens[:, self.prefix_tokens :].mean(dim=1)], dim=1)
         else:
             pooled_over = tokens if self.spec["pool_includes_prefix"] else tokens[:, self.prefix_tokens :]
             if pooling == "avg":

@@ -81,8 +81,9 @@ class ViTSpec(Record):
     """norm over the tokens after the blocks"""
     head_norm_eps: float | None = None
     """norm over the pooled feature (timm fc_norm)"""
-    pooling: Literal["token", "token_pair", "avg", "max", "avgmax"] = "token"
-    """token_pair: the first two tokens side by side, 2D wide (a distilled DeiT's two heads read as one)"""
+    pooling: Literal["token", "token_pair", "token_avg", "avg", "max", "avgmax"] = "token"
+    """token_pair: the first two tokens side by side, 2D wide (a distilled DeiT's two heads read as one);
+    token_avg: class token and mean of the patches side by side, 2D wide (DINOv2's linear classifier)"""
     pool_includes_prefix: bool = False
     head_bias: bool = True
     blocks: tuple[BlockSpec, ...]
@@ -96,8 +97,8 @@ class ViTSpec(Record):
             raise ValueError(f"input {size[0]}x{size[1]} is not a multiple of the patch {patch[0]}x{patch[1]}")
         if self.merge and len(self.merge) != len(self.blocks):
             raise ValueError(f"merge has {len(self.merge)} entries for {len(self.blocks)} blocks")
-        if self.pooling == "token" and not self.class_token:
-            raise ValueError("pooling 'token' needs a class token")
+        if self.pooling in ("token", "token_avg") and not self.class_token:
+            raise ValueError(f"pooling {self.pooling!r} needs a class token")
         if self.pooling == "token_pair" and self.prefix_tokens < 2:
             raise ValueError("pooling 'token_pair' needs two prefix tokens")
         return self
@@ -120,7 +121,7 @@ class ViTSpec(Record):
     @property
     def feature_width(self) -> int:
         """Width of what enters the head."""
-        return 2 * self.width if self.pooling == "token_pair" else self.width
+        return 2 * self.width if self.pooling in ("token_pair", "token_avg") else self.width
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -111,7 +111,7 @@ def weigh_tokens(spec: ViTSpec) -> Weigh:
     Inverse of a token's variance over D, because the next norm divides by it: otherwise a few tokens of huge norm,
     which carry hardly any information, decide the fit. And more for the token that the head reads, if it is one.
     """
-    read = {"token": 1, "token_pair": 2}.get(spec.pooling, 0)
+    read = {"token": 1, "token_pair": 2, "token_avg": 1}.get(spec.pooling, 0)
 
     def weigh(tokens: Tensor) -> Tensor:
         # Not tensor.var: along the last axis it is some fifteen times slower on CPU (torch 2.15).

@@ -137,8 +137,8 @@ def test_a_problem_ends_with_its_line(problems: Problems) -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"model": {}}, "model: give timm (a model's name) or folder"),
-        ({"model": {"timm": "vit", "folder": "x"}}, "one of both"),
+        ({"model": {}}, "model: give timm (a model's name), folder"),
+        ({"model": {"timm": "vit", "folder": "x"}}, "one of them"),
         ({"model.arguments": {"num_classes": 3}}, "set the option classes in place of timm's num_classes"),
         ({"model.arguments": {"a": [1]}}, "model.arguments.a: must be true or false, or a whole number"),
         ({"data": "digits"}, "data: must be keys and values, got 'digits'"),

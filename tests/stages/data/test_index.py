@@ -12,7 +12,8 @@ import pytest
 
 from stages.data import index
 from stages.data.index import find_undecodable, hash_contents, in_threads
-from stages.data.listing import File, Member, list_images
+from stages.data.listing import list_images
+from stages.data.place import File, Member
 
 
 def silent(message: str, share: float | None) -> None:

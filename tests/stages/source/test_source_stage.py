@@ -102,7 +102,13 @@ def test_the_same_options_give_the_same_bytes(run: Run, checkpoint: Path, tmp_pa
 def test_files_that_decide_the_result_are_declared(checkpoint: Path, tmp_path: Path) -> None:
     options = SourceOptions(timm=NAME, checkpoint=checkpoint)
     assert STAGE.reads(options) == {"checkpoint": checkpoint}
-    assert STAGE.reads(SourceOptions(folder=tmp_path)) == {"folder": tmp_path}
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "vit.json").write_text("{}")
+    assert STAGE.reads(SourceOptions(folder=tmp_path / "saved")) == {"folder": tmp_path / "saved"}
+    with pytest.raises(InputError, match=r"holds no model: it has none of vit.json .*config.json"):
+        STAGE.reads(SourceOptions(folder=tmp_path))
+    with pytest.raises(InputError, match="classes goes with other models only"):
+        STAGE.reads(SourceOptions(folder=tmp_path / "saved", classes=3))
     with pytest.raises(InputError, match=r"checkpoint '.*absent.pth' is not there"):
         STAGE.reads(SourceOptions(timm=NAME, checkpoint=tmp_path / "absent.pth"))
 
@@ -258,7 +264,7 @@ def test_a_pruned_folder_is_a_source(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a vitrim model folder"):
+    with pytest.raises(InputError, match="holds no model"):
         load_source(SourceOptions(folder=tmp_path), seed=0)
 
 
@@ -268,9 +274,12 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "give timm .a model's name. or folder"),
-        ({"timm": NAME, "folder": "x"}, "one of both"),
-        ({"folder": "x", "classes": 3}, "classes goes with timm only"),
+        ({}, "give timm .a model's name., folder .* or hub"),
+        ({"timm": NAME, "folder": "x"}, "one of them"),
+        ({"hub": "user/model", "folder": "x"}, "one of them"),
+        ({"hub": "https://x.y/user/model"}, "hub must be user/model or user/model@revision"),
+        ({"hub": "user"}, "hub must be user/model"),
+        ({"hub": "user/model", "arguments": {"depth": 1}}, "arguments goes with timm only"),
         ({"folder": "x", "checkpoint": "y"}, "checkpoint goes with timm only"),
         ({"timm": NAME, "arguments": {"num_classes": 3}}, "set the option classes in place of timm's num_classes"),
         ({"timm": NAME, "image_size": 0}, "image_size must be above 0"),

@@ -38,7 +38,11 @@ blocks = st.builds(
 @st.composite
 def specs(draw: st.DrawFn) -> ViTSpec:
     class_token, registers = draw(st.booleans()), draw(st.integers(0, 2))
-    poolings = ["avg", "max", "avgmax"] + ["token"] * class_token + ["token_pair"] * (class_token + registers >= 2)
+    poolings = (
+        ["avg", "max", "avgmax"]
+        + ["token", "token_avg"] * class_token
+        + ["token_pair"] * (class_token + registers >= 2)
+    )
     flags = (
         "mlp_gate_first patch_bias qkv_bias proj_bias fc1_bias fc2_bias layer_scale position_covers_prefix "
         "pool_includes_prefix head_bias"
@@ -249,6 +253,7 @@ EXPORTED: dict[str, dict[str, Any]] = {
     "plain": {},
     "pruned": {"block": {"heads": 3, "d_qk": 5, "d_v": 7}},
     "gated": {"mlp_kind": "glu", "mlp_norm_eps": 1e-6},
+    "token_avg": {"pooling": "token_avg", "register_tokens": 2},
     "rms_post": {"norm": "rmsnorm", "norm_placement": "post", "pooling": "avgmax", "register_tokens": 1},
     "diluting": {"block": {"attention": "diluting"}},
     "off": {"block": {"attention": "off"}, "position_covers_prefix": False},

@@ -210,7 +210,7 @@ def test_batches_may_be_numpy_arrays_and_are_read_once(make_pair: Callable[..., 
     assert sweep(source, changed, batches, {Part.MLP: lambda visit: None}) == 8
 
 
-@pytest.mark.parametrize(("pooling", "factor"), [("token", READ_BY_HEAD), ("avg", 1.0)])
+@pytest.mark.parametrize(("pooling", "factor"), [("token", READ_BY_HEAD), ("token_avg", READ_BY_HEAD), ("avg", 1.0)])
 def test_tokens_weigh_by_inverse_variance_and_by_who_reads_them(
     pooling: str, factor: float, make_spec: Callable[..., ViTSpec]
 ) -> None:
