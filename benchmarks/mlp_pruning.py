@@ -4,11 +4,15 @@
 
 Calibrates on the 1,000 images of imagenet_train1000, evaluates on the 1,100 of imagenet_val, with torch in fp32. The
 stage's defaults were chosen on other images. Nothing is random but the order of tokens in `refine`, whose seed is the
-block's number.
+block's number, and the neurons of `random`, with seed 0. similarity without repair replaces each neuron by the line
+through its medoid's values. Torch-Pruning (the peer: L2 norm and Taylor) cuts the same widths from timm's own model;
+Taylor's gradients are those of the cross-entropy with the model's own answers on the calibration images.
 """
 
 import sys
 import time
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,15 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"method": "ols", "repair": "sequential", "take_back": 1.0},
     {"method": "ols", "repair": "sequential"},
     {"method": "ols", "repair": "sequential", "refine": 1},
+    {"method": "similarity", "repair": "none"},
+    {"method": "similarity", "repair": "sequential"},
+    {"method": "similarity", "measure": "cosine", "repair": "sequential"},
+    {"method": "energy", "repair": "none"},
+    {"method": "energy", "repair": "sequential"},
+    {"method": "l2", "repair": "none"},
+    {"method": "l2", "repair": "sequential"},
+    {"method": "random", "repair": "none"},
+    {"method": "random", "repair": "sequential"},
 )
 
 
@@ -57,6 +70,66 @@ def share_ci95(share: float, images: int) -> list[float]:
     """Wilson's 95 % interval of a share of images."""
     interval = binomtest(round(share * images), images).proportion_ci(method="wilson")
     return [round(interval.low, 4), round(interval.high, 4)]
+
+
+def peers(
+    keep: float,
+    state: dict[str, torch.Tensor],
+    calibration: list[torch.Tensor],
+    unseen: list[torch.Tensor],
+    before: "np.ndarray[Any, np.dtype[np.float32]]",
+    labels: Any,
+) -> list[dict[str, Any]]:
+    """The same widths by Torch-Pruning, which repairs nothing; no rows where it is not installed."""
+    try:
+        import torch_pruning
+    except ImportError:
+        print("torch-pruning is not installed: no peers", flush=True)
+        return []
+    import timm
+
+    rows = []
+    for name in ("l2", "taylor"):
+        model = timm.create_model("vit_tiny_patch16_224").eval()
+        model.load_state_dict(state)
+        started = time.perf_counter()
+        if name == "taylor":
+            for batch in calibration:
+                logits = model(batch)
+                torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
+        narrowed = [block.mlp.fc1 for block in model.blocks]
+        others = [one for one in model.modules() if not list(one.children()) and one not in narrowed]
+        importance = torch_pruning.importance
+        with warnings.catch_warnings(action="ignore"):
+            torch_pruning.pruner.BasePruner(
+                model,
+                unseen[0][:1],
+                importance=importance.GroupTaylorImportance()
+                if name == "taylor"
+                else importance.GroupMagnitudeImportance(p=2),
+                pruning_ratio=1 - keep,
+                ignored_layers=[one for one in others if isinstance(one, torch.nn.Linear | torch.nn.LayerNorm)],
+                round_to=8,
+            ).step()
+        assert {layer.out_features for layer in narrowed} == {round(keep * 768)}
+        compared = compare_answers(before, answers(model, unseen), labels)
+        rows.append(
+            {
+                "keep": keep,
+                "method": f"Torch-Pruning {version('torch-pruning')} {name}",
+                "repair": "none",
+                "top1": round(compared.engine, 4),
+                "top1_ci95": share_ci95(compared.engine, len(before)),
+                "drop_points": round(compared.drop_points, 2),
+                "drop_ci95": [round(edge, 2) for edge in compared.drop_ci95 or ()],
+                "agreement": round(compared.agreement or 0.0, 4),
+                "agreement_ci95": share_ci95(compared.agreement or 0.0, len(before)),
+                "seconds": round(time.perf_counter() - started, 1),
+                "parameters": sum(one.numel() for one in model.parameters()),
+            }
+        )
+        print(f"{keep:4.0%} {rows[-1]['method']:<35} top-1 {100 * compared.engine:5.1f} %", flush=True)
+    return rows
 
 
 def main() -> None:
@@ -92,6 +165,7 @@ def main() -> None:
             row = {
                 "keep": keep,
                 "method": options.method,
+                "measure": options.measure if options.method == "similarity" else None,
                 "repair": options.repair,
                 "take_back": options.take_back if options.repair == "sequential" else None,
                 "refine": options.refine,
@@ -106,11 +180,13 @@ def main() -> None:
             }
             rows.append(row)
             extra = "".join(f" {name} {variant[name]:g}" for name in ("take_back", "refine") if name in variant)
+            extra += f" {variant['measure']}" if "measure" in variant else ""
             print(
-                f"{keep:4.0%} {options.method:<4} {options.repair + extra:<24} top-1 {100 * compared.engine:5.1f} %, "
+                f"{keep:4.0%} {options.method:<10} {options.repair + extra:<24} top-1 {100 * compared.engine:5.1f} %, "
                 f"agreement {100 * agreement:5.1f} % ({100 * low:.1f} to {100 * high:.1f}), {row['seconds']} s",
                 flush=True,
             )
+        rows.extend(peers(keep, source.state, calibration, unseen, before, labels))
     path = write_result(
         "mlp_pruning",
         {

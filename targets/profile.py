@@ -65,7 +65,7 @@ class RuntimeChoice(Record):
 
 
 class ShapeRules(Record):
-    """Shapes that the target's fast kernels take: what a search chooses among. A model's own widths are always legal."""
+    """Shapes that the target's fast kernels take, among which a search chooses. A model's own are always legal."""
 
     mlp_multiple: int = Field(default=16, gt=0)
     head_multiple: int = Field(default=8, gt=0, description="d_qk and d_v")

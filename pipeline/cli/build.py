@@ -247,9 +247,9 @@ def _shape_table(shapes: "Sequence[Shape]") -> "Table":
 
     from pipeline.report.figures import count
 
-    table = Table(title="model without its head, MACs of one image", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="the model, one image", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("after", overflow="fold")
-    for head in ("parameters", "left", "MACs", "left"):
+    for head in ("parameters", "without head", "left", "MACs", "left"):
         table.add_column(head, justify="right")
     first = shapes[0]
     for shape in shapes:
@@ -257,9 +257,10 @@ def _shape_table(shapes: "Sequence[Shape]") -> "Table":
             table.add_row(Text(shape.title), "not known yet")  # a model on the hub
             continue
         most = "≤ " if shape.at_most else ""
-        row = [
-            (f"{most}{count(now)}", f"{100 * now / before:.1f} %")
-            for now, before in ((shape.params, first.params), (shape.macs, first.macs))
+        numbers = [f"{most}{count(number, 4)}" for number in (shape.params, shape.tower_params, shape.macs)]
+        left = [
+            f"{100 * now / before:.1f} %"
+            for now, before in ((shape.tower_params, first.tower_params), (shape.macs, first.macs))
         ]
-        table.add_row(Text(shape.title), *(cell for pair in row for cell in pair))
+        table.add_row(Text(shape.title), *numbers[:2], left[0], numbers[2], left[1])
     return table

@@ -148,20 +148,35 @@ def scale(axis: Axis, unit: str) -> Markup:
 
 def blocks(changes: Sequence[Change], label: str) -> Markup:
     """A column per block: before as the frame, after as the filling."""
+    told = [f"block {index}: {change.before:,} → {change.after:,}" for index, change in enumerate(changes)]
+    return _columns([(change.before, change.after) for change in changes], told, label)
+
+
+def parts_of_blocks(parts: Sequence[tuple[int, int, int]], label: str) -> Markup:
+    """A column per block: all of its neurons as the frame, some of them as the filling. parts: (block, all, some)."""
+    told = [f"block {index}: {some:,} of {every:,}" for index, every, some in parts]
+    return _columns([(every, some) for _, every, some in parts], told, label, [index for index, _, _ in parts])
+
+
+def _columns(
+    sizes: Sequence[tuple[int, int]], told: Sequence[str], label: str, indices: Sequence[int] | None = None
+) -> Markup:
+    """Columns of (frame, filling), each with what it tells to who points at it."""
     height, foot = 92, 18
-    largest = max(max(change.before, change.after) for change in changes) or 1
-    slot = 100 / len(changes)
-    every = math.ceil(len(changes) / 12)  # indices that fit on a telephone
+    largest = max(max(size) for size in sizes) or 1
+    slot = 100 / len(sizes)
+    every = math.ceil(len(sizes) / 12)  # indices that fit on a telephone
     svg = drawing(height + foot, label)
-    for index, change in enumerate(changes):
-        left = index * slot
+    for place, (size, words) in enumerate(zip(sizes, told, strict=True)):
+        left = place * slot
         column = SubElement(svg, "g")
-        before, after = (max(height * value / largest, 1.5) for value in (change.before, change.after))
+        before, after = (max(height * value / largest, 1.5) for value in size)
         _rect(column, left + 0.12 * slot, 0.76 * slot, height - before, before, "before")
         _rect(column, left + 0.12 * slot, 0.76 * slot, height - after, after, "engine")
-        SubElement(column, "title").text = f"block {index}: {change.before:,} → {change.after:,}"
-        if index % every == 0:
-            write(svg, left + slot / 2, height + 14, str(index), "middle")
+        SubElement(column, "title").text = words
+        if place % every == 0:
+            name = str(place if indices is None else indices[place])
+            write(svg, left + slot / 2, height + 14, name, "middle")
     line(svg, 0, 100, height + 0.5, height + 0.5, "axis")
     return markup(svg)
 

@@ -105,11 +105,11 @@ def telling_decimals(values: Sequence[float], limit: float | None, *, least: int
     return decimals
 
 
-def count(value: float) -> str:
+def count(value: float, digits: int = 3) -> str:
     """`5.72 M`, `1.26 G`."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * factor:
-            return f"{significant(value / factor)} {letter}"
+            return f"{significant(value / factor, digits)} {letter}"
     return number(value, 0)
 
 

@@ -57,6 +57,7 @@ def to_html(report: Report) -> str:
         stages=_Stages(report.stages),
         choices=trade.choice_rows(report.search) if report.search else [],
         panels=_panels(report),
+        alike=list(_alike(report)),
         operators=_operators(report),
         parts=_parts(report),
         parity=tables.parity_rows(report),
@@ -211,6 +212,21 @@ def _panels(report: Report) -> list[tuple[str, list[Change], str]]:
         text = f"{_range(before)} {change if before != after else 'as before'}"
         panels.append((title, changes, text))
     return panels
+
+
+def _alike(report: Report) -> Iterator[tuple[str, list[tuple[int, int, int]], str]]:
+    """Pictures of how many neurons say the same, of stages that looked: title, (block, neurons, alike), words."""
+    for stage in report.stages:
+        rows = stage.facts.get("blocks")
+        found = [
+            (row["block"], row["width_before"], row["alike"])
+            for row in (rows if isinstance(rows, list) else [])
+            if isinstance(row, dict) and all(type(row.get(key)) is int for key in ("block", "width_before", "alike"))
+        ]
+        if found:
+            every, alike = sum(row[1] for row in found), sum(row[2] for row in found)
+            text = f"{alike:,} of {every:,} neurons are more than {stage.facts.get('alike_above')} alike to another one"
+            yield f"{stage.name}: redundancy", found, text
 
 
 def _range(values: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from stages.offers.curves import between, spread
 from stages.offers.options import OffersOptions
 from stages.offers.record import Offer
 from stages.prune_mlp.neurons import add_bias, apply, mlp_of, offers, refit
+from stages.prune_mlp.options import PruneMlpOptions
 from stages.vit.repair import fit
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit
@@ -23,7 +24,7 @@ def mlp_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, options: Of
     index, most = visit.index, mlp_of(visit.block).fc2.in_features
     legal = [*range(options.mlp_multiple, most, options.mlp_multiple), most]
     moments, _ = visit.moments()
-    order = offers(mlp_of(visit.block), moments, method="ols", count=most)
+    order = offers(visit.block, moments, PruneMlpOptions(method="ols"), count=most)
     assert order.errors is not None
     errors = (order.errors / order.errors[0].clamp(min=torch.finfo(torch.float64).tiny)).tolist()
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from stages.prune_mlp.dgmr import order_by_diversity
 from stages.prune_mlp.ols import Order, error_curve, order_by_error
-from stages.prune_mlp.options import Method
+from stages.prune_mlp.options import PruneMlpOptions
+from stages.prune_mlp.similarity import ALIKE, cut, groups_at, medoids, similarity, tree_of
 from stages.vit.model import Block, LayerScale, Mlp
 from stages.vit.moments import Moments
 from stages.vit.repair import Fit
@@ -17,16 +18,74 @@ SELECTION_RIDGE = 1e-4
 """Share of the neurons' mean variance added in the selection: nearly dependent neurons then do not look useful."""
 
 
-def offers(mlp: Mlp, moments: Moments | None, *, method: Method, count: int) -> Order:
-    """Order the neurons; each prefix is an offer, with its error where there are moments. ols needs moments."""
+def offers(
+    block: Block, moments: Moments | None, options: PruneMlpOptions, *, count: int | None, seed: int = 0
+) -> Order:
+    """Order the neurons; each prefix is an offer, with its error where there are moments.
+
+    count: how many to order; None where a threshold decides. seed: of the method random.
+    """
+    mlp = mlp_of(block)
+    if options.method == "similarity":
+        return _groups(block, _needed(moments), options, count=count)
+    count = mlp.fc2.in_features if count is None else count
+    if options.method == "ols":
+        seen = _needed(moments)
+        return order_by_error(_with_ridge(seen), seen.cross, energy=seen.energy, count=count)
+    if options.method == "dgmr":
+        picks = order_by_diversity(input_rows(mlp), count=count)
+    elif options.method == "random":
+        draw = torch.Generator().manual_seed(seed)
+        picks = torch.randperm(mlp.fc2.in_features, generator=draw)[:count].to(mlp.fc2.weight.device)
+    elif options.method == "l2":
+        picks = _largest(input_rows(mlp).double().norm(dim=1), count)
+    else:
+        picks = _largest(energies(block, _needed(moments), centred=options.repair != "none"), count)
+    return Order(picks, None if moments is None else _errors(moments, picks))
+
+
+def energies(block: Block, moments: Moments, *, centred: bool = True) -> Tensor:
+    """Energy that each neuron gives to what leaves fc2, [M]: of its activation, times the squared length of its column.
+
+    centred: its variance, because what a neuron gives to every token alike, the bias of a fitted fc2 can say (as FLAP,
+    AAAI 2024). Otherwise its power, mean included (as CORP, arXiv 2602.05243).
+    """
+    power = moments.gram.diagonal()
+    if not centred:
+        power = power + moments.weight * moments.mean_in.square()
+    return power * last_layer(block).weight.square().sum(dim=0)
+
+
+def _groups(block: Block, moments: Moments, options: PruneMlpOptions, *, count: int | None) -> Order:
+    """Order the medoids of groups of similar neurons by energy. No prefix of them is meant to be taken alone."""
+    alike = similarity(moments, measure=options.measure)
+    tree = tree_of(alike)
+    if count is None:
+        count = options.rounded_up(groups_at(tree, options.threshold or ALIKE), width=len(alike))
+    power = energies(block, moments)
+    groups = cut(tree, count)
+    picks = medoids(alike, groups, power)
+    return Order(picks, _errors(moments, picks), groups.to(picks.device))
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    return scores.argsort(descending=True, stable=True)[:count]
+
+
+def _needed(moments: Moments | None) -> Moments:
     if moments is None:
-        return Order(order_by_diversity(input_rows(mlp), count=count), None)
+        raise ValueError("this method reads activations; give moments")
+    return moments
+
+
+def _with_ridge(moments: Moments) -> Tensor:
     gram = moments.gram.clone()
     gram.diagonal().add_(SELECTION_RIDGE * gram.diagonal().mean())
-    if method == "ols":
-        return order_by_error(gram, moments.cross, energy=moments.energy, count=count)
-    picks = order_by_diversity(input_rows(mlp), count=count)
-    return Order(picks, error_curve(gram, moments.cross, picks, energy=moments.energy))
+    return gram
+
+
+def _errors(moments: Moments, picks: Tensor) -> Tensor:
+    return error_curve(_with_ridge(moments), moments.cross, picks, energy=moments.energy)
 
 
 def apply(block: Block, kept: Tensor) -> None:

@@ -32,6 +32,8 @@ class Order:
     """[K] indices"""
     errors: Tensor | None
     """[K + 1], float64, falling; errors[0] is the energy of the targets; None where no data were seen"""
+    groups: Tensor | None = None
+    """[M]: which of the picks stands for each neuron, where the method says so"""
 
 
 def order_by_error(gram: Tensor, cross: Tensor, *, energy: float, count: int | None = None) -> Order:

@@ -8,7 +8,9 @@ from stages.vit.spec import ViTSpec
 from targets.errors import InputError
 from targets.record import Record
 
-Method = Literal["ols", "dgmr"]
+Method = Literal["ols", "dgmr", "similarity", "energy", "l2", "random"]
+READ_ACTIVATIONS = ("ols", "similarity", "energy")
+SAY_WIDTH = ("keep", "r", "widths", "threshold")
 Repair = Literal["sequential", "parallel", "none"]
 
 
@@ -16,7 +18,10 @@ class PruneMlpOptions(Record):
     """How many neurons stay, how they are chosen, and how the layer behind them is fitted again."""
 
     method: Method = Field(
-        default="ols", description="ols: by the error that each neuron takes away; dgmr: by diversity of input weights"
+        default="ols",
+        description="ols: by the error that each neuron takes away; dgmr: by diversity of input weights; similarity: "
+        "one of each group of similar activations; energy: by variance times fc2 column; l2: by length of input "
+        "weights; random: drawn",
     )
     keep: float | None = Field(
         default=None, gt=0, le=1, description="share of each MLP's width that stays; 0.75 where nothing else is given"
@@ -27,7 +32,16 @@ class PruneMlpOptions(Record):
     widths: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="instead of keep: width of each block's MLP, 0 where the block has none"
     )
-    round_to: int = Field(default=8, gt=0, description="widths from keep or r become a multiple of this")
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="instead of keep, for similarity: neurons at least this alike become one in each block",
+    )
+    measure: Literal["pearson", "cosine"] = Field(
+        default="pearson", description="for similarity: correlation of activations, or their cosine"
+    )
+    round_to: int = Field(default=8, gt=0, description="widths from keep, r or threshold become a multiple of this")
     repair: Repair = Field(
         default="sequential",
         description="how to fit fc2 again: on the pruned stream (sequential), on the source's (parallel), not (none)",
@@ -52,15 +66,17 @@ class PruneMlpOptions(Record):
     @model_validator(mode="before")
     @classmethod
     def _keeps_three_quarters_by_default(cls, given: Any) -> Any:
-        if isinstance(given, dict) and all(given.get(name) is None for name in ("keep", "r", "widths")):
+        if isinstance(given, dict) and all(given.get(name) is None for name in SAY_WIDTH):
             return {**given, "keep": 0.75}
         return given
 
     @model_validator(mode="after")
     def _says_the_width_once(self) -> "PruneMlpOptions":
-        given = [name for name in ("keep", "r", "widths") if getattr(self, name) is not None]
+        given = [name for name in SAY_WIDTH if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} both say the width; give one of keep, r and widths")
+            raise ValueError(f"{' and '.join(given)} both say the width; give one of {', '.join(SAY_WIDTH)}")
+        if self.threshold is not None and self.method != "similarity":
+            raise ValueError(f"threshold goes with method: similarity only, got {self.method!r}")
         return self
 
     @model_validator(mode="after")
@@ -71,13 +87,27 @@ class PruneMlpOptions(Record):
 
     @property
     def reads_images(self) -> bool:
-        """Whether calibration images are needed: only DGMR without repair works on weights alone."""
-        return self.method == "ols" or self.repair != "none"
+        """Whether calibration images are needed: some methods work on weights alone, if nothing is repaired."""
+        return self.method in READ_ACTIVATIONS or self.repair != "none"
+
+    @property
+    def sets_bias(self) -> bool:
+        """Whether fc2 is fitted again and so has a bias afterwards."""
+        return self.method == "similarity" or self.repair != "none"
+
+    def rounded_up(self, count: int, *, width: int) -> int:
+        """Return the next multiple of `round_to`, or all of the width."""
+        return min(-(-count // self.round_to) * self.round_to, width)
 
 
 def widths_asked(options: PruneMlpOptions, spec: ViTSpec) -> tuple[int, ...]:
-    """Return the MLP width that each block shall have; raises InputError where it is not possible."""
+    """Return the MLP width that each block shall have; raises InputError where it is not possible.
+
+    With a threshold images decide on the widths, and the answer is what they cannot exceed: the widths as they are.
+    """
     before = [block.mlp_width if block.mlp else 0 for block in spec.blocks]
+    if options.threshold is not None:
+        return tuple(before)
     if options.widths is not None:
         if len(options.widths) != len(before):
             raise InputError(f"widths has {len(options.widths)} entries, the model has {len(before)} blocks")
@@ -91,11 +121,14 @@ def widths_asked(options: PruneMlpOptions, spec: ViTSpec) -> tuple[int, ...]:
 
 
 def reshaped(options: PruneMlpOptions, spec: ViTSpec) -> ViTSpec:
-    """Return the spec after the stage, without weights or images; raises InputError where it cannot be done."""
+    """Return the spec after the stage, without weights or images; raises InputError where it cannot be done.
+
+    With a threshold the widths are only bounds: see `widths_asked`.
+    """
     refuse_impossible(options, spec)
     widths = widths_asked(options, spec)
     blocks = tuple(block.replace(mlp_width=width) for block, width in zip(spec.blocks, widths, strict=True))
-    return spec.replace(blocks=blocks, fc2_bias=spec.fc2_bias or options.repair != "none")
+    return spec.replace(blocks=blocks, fc2_bias=spec.fc2_bias or options.sets_bias)
 
 
 def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from stages.prune_mlp.neurons import add_bias, apply, last_layer, mlp_of, offers, refit
 from stages.prune_mlp.options import PruneMlpOptions, refuse_impossible, reshaped, widths_asked
 from stages.prune_mlp.refine import refine
+from stages.prune_mlp.similarity import ALIKE, count_alike, merge, similarity
+from stages.prune_mlp.streaming import stream_folder
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.model import Block, ViT
 from stages.vit.moments import Moments
@@ -44,17 +47,31 @@ def prune_folder(
     output: Path,
     scratch: Path,
     images: "ImageSet | None",
+    seed: int,
     tell: Tell,
 ) -> dict[str, Any]:
-    """Prune a model folder into another one and return the facts. images: None where the options need none."""
+    """Prune a model folder into another one and return the facts. images: None where the options need none.
+
+    Without images the model is read and written tensor by tensor, whatever its size.
+    """
     started = perf_counter()
     spec = load_spec(model_folder)
     refuse_impossible(options, spec)
+    if images is None:
+        widths, rows = widths_asked(options, spec), []
+
+        def cut(index: int, block: Block) -> None:
+            rows.append(_row(index, block, widths[index], options, None, seed=seed * len(widths) + index))
+
+        stream_folder(options, cut, model_folder=model_folder, output=output, tell=tell)
+        rows.sort(key=lambda row: int(row["block"]))
+        facts = {**_facts(rows, options), "images": 0, "tokens": 0}
+        return {**facts, "seconds": round(perf_counter() - started, 3)}
+    chosen = images.first_by_content(options.images)
+    refuse_few(len(chosen), spec, options)
     model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    batches = None
-    if images is not None:
-        batches = images.first_by_content(options.images).batches(spec.preprocess, BATCH)
-    pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, tell=tell)
+    batches = chosen.batches(spec.preprocess, BATCH)
+    pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, seed=seed, tell=tell)
     save_model(output, pruned_spec, pruned.state_dict(), labels=load_labels(model_folder))
     return {**facts, "seconds": round(perf_counter() - started, 3)}
 
@@ -66,6 +83,7 @@ def prune(
     batches: "Iterable[Tensor | NDArray[np.float32]] | None",
     *,
     scratch: Path | None = None,
+    seed: int = 0,
     tell: Tell = lambda message, share: None,
 ) -> tuple[ViT, ViTSpec, dict[str, Any]]:
     """Return a pruned copy of a model, its spec and facts. batches: [B, 3, H, W], None where the options need none."""
@@ -73,41 +91,59 @@ def prune(
     widths = widths_asked(options, spec)
     pruned = deepcopy(model)
     blocks = cast("list[Block]", list(pruned.blocks))
-    if options.repair != "none" and not spec.fc2_bias:
+    if options.sets_bias and not spec.fc2_bias:
         for block in blocks:
             add_bias(block)
     rows: list[dict[str, Any]] = []
 
-    def edit(visit: Visit) -> None:
-        if widths[visit.index] < mlp_of(visit.block).fc2.in_features:
-            rows.append({"block": visit.index, **prune_block(visit.block, widths[visit.index], options, visit)})
+    def edit_block(index: int, block: Block, visit: Visit | None) -> None:
+        width = widths[index] if options.threshold is None else None
+        if width is None or width < mlp_of(block).fc2.in_features:
+            rows.append(_row(index, block, width, options, visit, seed=seed * len(blocks) + index))
 
     if batches is None:
         for index, block in enumerate(blocks):
-            if widths[index] < spec.blocks[index].mlp_width:
-                rows.append({"block": index, **prune_block(block, widths[index], options, None)})
+            if block.mlp is not None:
+                edit_block(index, block, None)
+            tell(f"block {index + 1} of {len(blocks)}", (index + 1) / len(blocks))
         images = 0
     else:
         images = sweep(
             model,
             pruned,
             batches,
-            {Part.MLP: edit},
+            {Part.MLP: lambda visit: edit_block(visit.index, visit.block, visit)},
             sequential=options.repair == "sequential",
             weigh=weigh_tokens(spec),
             scratch=scratch,
             tell=tell,
         )
-    return pruned, reshaped(options, spec), {**_facts(rows, options), "images": images, "tokens": images * spec.tokens}
+    spec = reshaped(options, spec)
+    found = [0 if block.mlp is None else block.mlp.fc2.in_features for block in blocks]
+    spec = spec.replace(
+        blocks=tuple(block.replace(mlp_width=width) for block, width in zip(spec.blocks, found, strict=True))
+    )
+    return pruned, spec, {**_facts(rows, options), "images": images, "tokens": images * spec.tokens}
 
 
-def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit | None) -> dict[str, Any]:
-    """Cut a block to so many neurons, fit its fc2 again if asked to, and return facts. visit: None without images."""
+def _row(
+    index: int, block: Block, width: int | None, options: PruneMlpOptions, visit: Visit | None, *, seed: int
+) -> dict[str, Any]:
+    return {"block": index, **prune_block(block, width, options, visit, seed=seed)}
+
+
+def prune_block(
+    block: Block, width: int | None, options: PruneMlpOptions, visit: Visit | None, *, seed: int = 0
+) -> dict[str, Any]:
+    """Cut a block to so many neurons, fit its fc2 again if asked to, and return facts.
+
+    width: None where a threshold decides. visit: None without images. seed: of the method random.
+    """
     mlp = mlp_of(block)
     facts: dict[str, Any] = {"width_before": mlp.fc2.in_features, "width_after": width}
     hold_out = options.repair != "none" and options.ridge == "auto"
     if visit is None:
-        apply(block, offers(mlp, None, method=options.method, count=width).picks)
+        apply(block, offers(block, None, options, count=width, seed=seed).picks)
         return facts
 
     fitted, held_out = visit.moments(hold_out=hold_out)
@@ -118,9 +154,14 @@ def prune_block(block: Block, width: int, options: PruneMlpOptions, visit: Visit
             f"images of fit: {TOKENS_PER_NEURON} tokens per neuron are a good measure"
         )
     aim = partial(_aim, as_it_was=last_layer(block), options=options)
-    kept = offers(mlp, aim(moments), method=options.method, count=width).picks
+    order = offers(block, aim(moments), options, count=width, seed=seed)
+    kept, width = order.picks, len(order.picks)
+    facts |= {"width_after": width, "alike": count_alike(similarity(moments))}
+    merged = None if order.groups is None else merge(last_layer(block), moments, kept, order.groups)
     apply(block, kept)
     if options.repair == "none":
+        if merged is not None:
+            refit(block, merged)
         return {**facts, "tokens": moments.tokens, "relative_error": relative_error(moments, kept, last_layer(block))}
 
     if not isinstance(mlp.norm, nn.Identity):  # fewer neurons changed its statistics, so look again at what leaves it
@@ -148,6 +189,22 @@ def _aim(moments: Moments, *, as_it_was: Fit | None, options: PruneMlpOptions) -
     return lean(moments, as_it_was, share=options.take_back)
 
 
+def refuse_few(images: int, spec: ViTSpec, options: PruneMlpOptions) -> None:
+    """Raise InputError, before any work, where the images have fewer tokens than an MLP to be cut has neurons.
+
+    Second moments of so few tokens are singular: what looks like a perfect fit would be one of these tokens alone.
+    """
+    asked = widths_asked(options, spec)
+    cut = [block.mlp_width for block, width in zip(spec.blocks, asked, strict=True) if block.mlp_width > width]
+    widest = max(cut, default=0) if options.threshold is None else max(block.mlp_width for block in spec.blocks)
+    if images * spec.tokens < widest:
+        least, good = (ceil(factor * widest / spec.tokens) for factor in (1, TOKENS_PER_NEURON))
+        raise InputError(
+            f"{images} images have {images * spec.tokens} tokens, which cannot describe {widest} neurons; give at "
+            f"least {least} images of fit, better {good}"
+        )
+
+
 def _joined(fitted: Moments, held_out: Moments | None) -> Moments:
     return fitted if held_out is None else deepcopy(fitted).absorb(held_out)
 
@@ -161,6 +218,7 @@ def _facts(rows: list[dict[str, Any]], options: PruneMlpOptions) -> dict[str, An
     facts: dict[str, Any] = {
         "summary": f"{before - after} of {before} neurons in {len(rows)} blocks removed by {options.method}{repair}",
         "blocks": rows,
+        **({"alike_above": ALIKE} if any("alike" in row for row in rows) else {}),
         "forward_passes": passes,
     }
     short = [row for row in rows if "tokens" in row and row["tokens"] < TOKENS_PER_NEURON * row["width_before"]]

@@ -15,6 +15,7 @@ def prune_mlp(options: PruneMlpOptions, context: StageContext) -> StageResult:
         output=context.output,
         scratch=context.scratch,
         images=context.images[Role.FIT] if options.reads_images else None,
+        seed=context.seed,
         tell=context.tell,
     )
     return StageResult(facts=facts)
@@ -28,6 +29,7 @@ STAGE = Stage(
     options=PruneMlpOptions,
     run=prune_mlp,
     reshape=reshaped,
+    reshapes_at_most=lambda options: options.threshold is not None,
     roles=lambda options: (Role.FIT,) if options.reads_images else (),
     tools=("torch", "numpy", "scipy", "pillow"),
     code=("stages/vit", "stages/data", "targets/bundle/pixels.py"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import eva, vision_transformer
 from torch import Tensor
 
 from stages.data.labels import read_classes
@@ -24,9 +24,12 @@ from stages.vit.files import (
     load_spec,
     load_state,
     read_checkpoint,
+    save_description,
+    save_model,
     shapes_in,
 )
-from stages.vit.spec import ViTSpec
+from stages.vit.spec import WEIGHTS_FILE, ViTSpec
+from stages.vit.stream import TensorFile, in_file_order, write_tensors
 from stages.vit.timm_reader import check_class, read_spec, read_timm
 from targets.errors import InputError, UnknownNameError
 
@@ -49,6 +52,24 @@ class Source(NamedTuple):
     untrained"""
 
 
+def save_source(options: SourceOptions, folder: Path, *, seed: int) -> tuple[Source, int]:
+    """Write what the options name as a model folder; returns it (a folder's weights left out) and its tensors.
+
+    A model folder is copied tensor by tensor, whatever its size.
+    """
+    if options.folder is None or kind_of(options.folder) != Kind.VITRIM:
+        source = load_source(options, seed=seed)
+        save_model(folder, source.spec, source.state, labels=source.labels)
+        return source, len(source.state)
+    spec, weights = load_spec(options.folder), TensorFile(options.folder / WEIGHTS_FILE)
+    check_fits(weights.shapes(), build_empty(spec))
+    labels = load_labels(options.folder) if options.labels is None else read_label_file(options.labels)
+    save_description(folder, spec, labels=labels)
+    names = in_file_order(weights.entries)
+    write_tensors(folder / WEIGHTS_FILE, weights.entries, ((name, weights.read(name)) for name in names))
+    return Source(spec, {}, labels, "folder"), len(names)
+
+
 def load_source(options: SourceOptions, *, seed: int) -> Source:
     """Read what the options name; raises InputError.
 
@@ -66,12 +87,14 @@ def load_source(options: SourceOptions, *, seed: int) -> Source:
 
 
 def expected_spec(options: SourceOptions) -> ViTSpec | None:
-    """Read the spec alone: no weights, no memory for them. None for a model on the hub, whose config is not here.
+    """Read the spec alone: no weights, no memory for them. None for models of the hub and of other libraries' folders.
 
     Raises InputError for what `load_source` would refuse by its shapes.
     """
+    if options.hub is not None:
+        return None
     if options.folder is not None:
-        return load_spec(options.folder)
+        return load_spec(options.folder) if kind_of(options.folder) == Kind.VITRIM else None
     name = options.timm or ""
     check_name(name)
     if name.startswith(HUB):
@@ -252,7 +275,11 @@ def _load_checkpoint(model: Any, state: dict[str, Tensor], options: SourceOption
 def _adapt(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Give the tensors timm's names and the model's image and patch size, as timm's own loader does."""
     try:
-        adapted: dict[str, Tensor] = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+        adapted: dict[str, Tensor]
+        if isinstance(model, eva.Eva):
+            adapted = eva.checkpoint_filter_fn(state, model)
+        else:
+            adapted = vision_transformer.checkpoint_filter_fn(state, model, adapt_layer_scale=True)
     except Exception as error:
         check_fits(state, model)  # says which tensors are to blame, where timm stumbles over the first
         raise InputError(f"timm cannot adapt it to this model: {_line(error)}") from error

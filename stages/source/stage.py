@@ -12,14 +12,12 @@ from targets.errors import InputError
 
 def read_source(options: SourceOptions, context: StageContext) -> StageResult:
     """Save the model that the options name as a model folder."""
-    from stages.source.load import load_source
+    from stages.source.load import save_source
     from stages.vit.counts import count_macs, count_params
-    from stages.vit.files import save_model
 
     context.tell("reading the model", None)
-    source = load_source(options, seed=context.seed)
+    source, tensors = save_source(options, context.output, seed=context.seed)
     spec = source.spec
-    save_model(context.output, spec, source.state, labels=source.labels)
     return StageResult(
         facts={
             "summary": f"{spec.architecture}, weights: {source.weights}",
@@ -28,7 +26,7 @@ def read_source(options: SourceOptions, context: StageContext) -> StageResult:
             "macs": count_macs(spec),
             "image_size": [spec.preprocess.height, spec.preprocess.width],
             "classes": spec.classes,
-            "tensors": len(source.state),
+            "tensors": tensors,
             "weights": source.weights,
             "labels": source.labels is not None,
         }

@@ -38,14 +38,19 @@ def save_model(
     """
     check_fits(state, build_empty(spec))
     check_finite(state, origin="the model to save")
+    save_description(folder, spec, labels=labels)
+    tensors = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def save_description(folder: Path, spec: ViTSpec, *, labels: Sequence[str] | None) -> None:
+    """Write everything of a model folder but its weights."""
     if labels is not None and len(labels) != spec.classes:
         raise InputError(f"{len(labels)} labels for {spec.classes} classes; give one label per class")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SPEC_FILE).write_text(
         json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    tensors = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}
-    save_file(tensors, folder / WEIGHTS_FILE)
     shutil.copyfile(model_file.__file__, folder / CODE_FILE)
     if labels is not None:
         (folder / LABELS_FILE).write_text(

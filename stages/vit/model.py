@@ -300,6 +300,12 @@ class Attention(nn.Module):
         self.fused = True
         rows = self.heads * (2 * self.d_qk + self.d_v)
         self.qkv = nn.Linear(spec["width"], rows, bias=spec["qkv_bias"])
+        self.rope: Tensor | None
+        self.register_buffer("rope", None)
+        if spec.get("rope"):
+            table = torch.zeros(2, self.heads if spec["rope_per_head"] else 1, _tokens(spec), self.d_qk)
+            table[1] = 1.0  # cosines: nothing turns until a state is loaded
+            self.rope = table
         self.q_norm = _norm(spec, self.d_qk, spec["qk_norm_eps"])
         self.k_norm = _norm(spec, self.d_qk, spec["qk_norm_eps"])
         self.norm = _norm(spec, self.heads * self.d_v, spec["attention_norm_eps"])
@@ -316,12 +322,22 @@ class Attention(nn.Module):
         q = self.q_norm(q.unflatten(-1, (self.heads, self.d_qk))).transpose(1, 2)  # [B, H, N, d_qk]
         k = self.k_norm(k.unflatten(-1, (self.heads, self.d_qk))).transpose(1, 2)  # [B, H, N, d_qk]
         v = v.unflatten(-1, (self.heads, self.d_v)).transpose(1, 2)  # [B, H, N, d_v]
+        if self.rope is not None:
+            q, k = self._turned(q), self._turned(k)
         if self.fused and not _is_exporting():
             mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
             mixed = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         hidden: Tensor = self.norm(mixed.transpose(1, 2).flatten(2))  # [B, N, H*d_v]
         return hidden
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """Turn channels i and i + d_qk/2 by the angle of their token (rotary positions): [B, H, N, d_qk]."""
+        assert self.rope is not None
+        sine, cosine = self.rope
+        first, second = x.chunk(2, dim=-1)
+        turned: Tensor = x * cosine + torch.cat([-second, first], dim=-1) * sine
+        return turned.to(x.dtype)  # the table is fp32, also where autocast made x shorter
 
 
 class Mlp(nn.Module):
@@ -389,6 +405,13 @@ def _norm(spec: Mapping[str, Any], width: int, eps: float | None) -> nn.Module:
         return nn.Identity()
     kinds: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
     return kinds[spec["norm"]](width, eps=eps)
+
+
+def _tokens(spec: Mapping[str, Any]) -> int:
+    """Prefix tokens and patches."""
+    size = (spec["preprocess"]["height"], spec["preprocess"]["width"])
+    patches: int = prod(side // patch for side, patch in zip(size, spec["patch_size"], strict=True))
+    return int(spec["class_token"]) + int(spec["register_tokens"]) + patches
 
 
 def _token(count: int, width: int) -> nn.Parameter:

@@ -73,6 +73,10 @@ class ViTSpec(Record):
     position: Literal["absolute", "none"] = "absolute"
     position_covers_prefix: bool = True
     """false: timm's no_embed_class, prefix tokens are put before the patches after the position is added"""
+    rope: bool = False
+    """rotary positions (arXiv 2104.09864), besides `position`: each block turns q and k by its table `attn.rope`"""
+    rope_per_head: bool = False
+    """the table has an entry for each head (learned, RoPE-mixed); else one for all"""
     class_token: bool = True
     register_tokens: int = Field(default=0, ge=0)
     pre_norm_eps: float | None = None
@@ -97,6 +101,10 @@ class ViTSpec(Record):
             raise ValueError(f"input {size[0]}x{size[1]} is not a multiple of the patch {patch[0]}x{patch[1]}")
         if self.merge and len(self.merge) != len(self.blocks):
             raise ValueError(f"merge has {len(self.merge)} entries for {len(self.blocks)} blocks")
+        if self.rope and any(block.attention != "off" and block.d_qk % 2 for block in self.blocks):
+            raise ValueError("rotary positions turn pairs of channels, so every d_qk must be even")
+        if self.rope and any(self.merge):
+            raise ValueError("tokens of a model with rotary positions cannot be merged: a merged token has no place")
         if self.pooling in ("token", "token_avg") and not self.class_token:
             raise ValueError(f"pooling {self.pooling!r} needs a class token")
         if self.pooling == "token_pair" and self.prefix_tokens < 2:
@@ -117,6 +125,11 @@ class ViTSpec(Record):
     def tokens(self) -> int:
         """All tokens that enter the first block."""
         return self.prefix_tokens + self.patch_tokens
+
+    @property
+    def rotatable_qk(self) -> bool:
+        """Whether q and k may be turned together by any matrix: nothing between sees channels."""
+        return not self.rope and self.qk_norm_eps is None
 
     @property
     def feature_width(self) -> int:

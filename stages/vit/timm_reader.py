@@ -1,4 +1,4 @@
-"""From a timm VisionTransformer to a ViTSpec and weights, proved by comparing outputs; refuses what it does not know.
+"""From a timm VisionTransformer or Eva to a ViTSpec and weights, proved by comparing outputs; refuses the unknown.
 
 It reads the modules that are there, not the model's name. What only matters in training (dropout, drop path,
 is left out.
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from timm.data import resolve_model_data_config
 from timm.layers import (
     Attention,
+    AttentionRope,
     GluMlp,
     LayerNorm,
     LayerNormFp32,
@@ -26,6 +27,7 @@ from timm.layers import (
     SwiGLU,
 )
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -33,6 +35,7 @@ from stages.vit.counts import count_macs
 from stages.vit.files import build_empty, check_fits
 from stages.vit.model import ACTIVATIONS
 from stages.vit.spec import BlockSpec, ViTSpec
+from stages.vit.timm_eva import has_qkv_bias, plain_state
 from targets.errors import InputError
 from targets.preprocess import Preprocess
 
@@ -46,9 +49,15 @@ NORMS: dict[type[nn.Module], str] = {
     RmsNormFp32: "rmsnorm",
 }
 COMPUTES_IN_FP32 = (LayerNormFp32, RmsNormFp32)
-MODELS = (VisionTransformer, VisionTransformerDistilled)
+MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
+ATTENTIONS = (Attention, EvaAttention, AttentionRope)
 MLPS: dict[type[nn.Module], str] = {Mlp: "mlp", GluMlp: "glu", SwiGLU: "swiglu"}
-BLOCKS: dict[type[nn.Module], str] = {Block: "pre", ResPostBlock: "post"}
+BLOCKS: dict[type[nn.Module], str] = {
+    Block: "pre",
+    ResPostBlock: "post",
+    EvaBlock: "pre",
+    EvaBlockPostNorm: "post",
+}
 FP64_MACS = 6_000_000_000  # above (a ViT-S at 224 has 4.6 G) fp64 takes too long, fp32 is used instead
 PARITY_IMAGES = 2
 
@@ -60,7 +69,7 @@ def read_timm(model: nn.Module, *, name: str) -> tuple[ViTSpec, dict[str, Tensor
     timm's on random images. Raises InputError with the reason for what vitrim does not know.
     """
     spec = read_spec(model, name=name)
-    assert isinstance(model, VisionTransformer)  # read_spec refuses others
+    assert isinstance(model, MODELS)  # read_spec refuses others
     with _refusals(name):
         state = _read_state(model)
         check_fits(state, build_empty(spec))
@@ -79,7 +88,7 @@ def check_class(model: nn.Module, *, name: str) -> None:
     """Raise InputError where the model is not of a class that vitrim reads."""
     with _refusals(name):
         if type(model) not in MODELS:
-            known = " and ".join(kind.__name__ for kind in MODELS)
+            known = ", ".join(kind.__name__ for kind in MODELS)
             raise _UnknownError(f"its class is {type(model).__name__!r}; vitrim reads timm's {known}")
 
 
@@ -130,7 +139,7 @@ def _read_spec(model: Any, *, name: str) -> ViTSpec:
     )
 
 
-def _embedding_facts(model: VisionTransformer) -> dict[str, Any]:
+def _embedding_facts(model: Any) -> dict[str, Any]:
     embed = model.patch_embed
     if type(embed) is not PatchEmbed:
         raise _UnknownError(f"its patch embedding is {type(embed).__name__!r}; known: PatchEmbed")
@@ -149,14 +158,16 @@ def _embedding_facts(model: VisionTransformer) -> dict[str, Any]:
         "patch_bias": conv.bias is not None,
         "class_token": model.cls_token is not None,
         # The distillation token of a DeiT is one more token behind the class token, as a register is.
-        "register_tokens": 1 if distilled else model.num_reg_tokens,
+        "register_tokens": 1 if distilled else model.num_prefix_tokens - int(model.cls_token is not None),
         "position": "none" if model.pos_embed is None else "absolute",
+        "rope": getattr(model, "rope", None) is not None,
+        "rope_per_head": getattr(model, "rope_mixed", False),
         "position_covers_prefix": not model.no_embed_class,
         "pre_norm_eps": _eps(model.norm_pre),
     }
 
 
-def _head_facts(model: VisionTransformer) -> dict[str, Any]:
+def _head_facts(model: Any) -> dict[str, Any]:
     if model.attn_pool is not None:
         raise _UnknownError(
             f"it pools by attention (global_pool {model.global_pool!r}); known: token, avg, max, avgmax"
@@ -183,16 +194,19 @@ def _head_facts(model: VisionTransformer) -> dict[str, Any]:
         "head_bias": isinstance(model.head, nn.Linear) and model.head.bias is not None,
         "head_norm_eps": _eps(model.fc_norm),
         "pooling": pooling,
-        "pool_includes_prefix": model.pool_include_prefix,
+        "pool_includes_prefix": getattr(model, "pool_include_prefix", False),
     }
 
 
 def _shared_facts(block: Any) -> dict[str, Any]:
     """What a spec says once for all blocks."""
     attention, mlp = block.attn, block.mlp
-    if type(attention) is not Attention or getattr(attention, "gate", None) is not None:
-        gated = "a gated " if type(attention) is Attention else ""
-        raise _UnknownError(f"its attention is {gated}{type(attention).__name__!r}; known: Attention")
+    if type(attention) not in ATTENTIONS or getattr(attention, "gate", None) is not None:
+        gated = "a gated " if type(attention) in ATTENTIONS else ""
+        known = ", ".join(kind.__name__ for kind in ATTENTIONS)
+        raise _UnknownError(f"its attention is {gated}{type(attention).__name__!r}; known: {known}")
+    if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
+        raise _UnknownError("its heads share keys and values (grouped-query attention)")
     if type(mlp) not in MLPS or not isinstance(mlp.fc2, nn.Linear):
         raise _UnknownError(f"its MLP is {type(mlp).__name__!r}; known: {', '.join(kind.__name__ for kind in MLPS)}")
     if _eps(attention.q_norm) != _eps(attention.k_norm):
@@ -200,6 +214,7 @@ def _shared_facts(block: Any) -> dict[str, Any]:
     scales = [getattr(block, name, nn.Identity()) for name in ("ls1", "ls2")]
     if not all(isinstance(scale, LayerScale | nn.Identity) for scale in scales):
         raise _UnknownError(f"its layer scale is {type(scales[0]).__name__!r}")
+    eva = isinstance(block, EvaBlock | EvaBlockPostNorm)
     first = mlp.fc1_g if isinstance(mlp, SwiGLU) else mlp.fc1
     return {
         "norm_placement": BLOCKS[type(block)],
@@ -209,11 +224,12 @@ def _shared_facts(block: Any) -> dict[str, Any]:
         "mlp_norm_eps": _eps(mlp.norm),
         "attention_norm_eps": _eps(attention.norm),
         "qk_norm_eps": _eps(attention.q_norm),
-        "qkv_bias": attention.qkv.bias is not None,
+        "qkv_bias": has_qkv_bias(attention) if eva else attention.qkv.bias is not None,
         "proj_bias": attention.proj.bias is not None,
         "fc1_bias": first.bias is not None,
         "fc2_bias": mlp.fc2.bias is not None,
-        "layer_scale": any(isinstance(scale, LayerScale) for scale in scales),
+        "layer_scale": any(isinstance(scale, LayerScale) for scale in scales)
+        or getattr(block, "gamma_1", None) is not None,
     }
 
 
@@ -261,7 +277,7 @@ def _read_activation(activation: nn.Module) -> str:
     raise _UnknownError(f"its activation is {type(activation).__name__!r}; known: {', '.join(ACTIVATIONS)}")
 
 
-def _read_preprocess(model: VisionTransformer) -> Preprocess:
+def _read_preprocess(model: Any) -> Preprocess:
     config = resolve_model_data_config(model)
     if model.patch_embed.img_size is None:
         raise _UnknownError("it has no input size; set image_size")
@@ -277,17 +293,17 @@ def _read_preprocess(model: VisionTransformer) -> Preprocess:
     )
 
 
-def _read_state(model: VisionTransformer) -> dict[str, Tensor]:
+def _read_state(model: Any) -> dict[str, Tensor]:
     state = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in model.state_dict().items()}
     if isinstance(model, VisionTransformerDistilled) and "head_dist.weight" in state:
         # (W1 x0 + b1 + W2 x1 + b2) / 2 is one linear layer over the two tokens side by side.
         state["reg_token"] = state.pop("dist_token")
         state["head.weight"] = torch.cat([state["head.weight"], state.pop("head_dist.weight")], dim=1) / 2
         state["head.bias"] = (state["head.bias"] + state.pop("head_dist.bias")) / 2
-    return state
+    return plain_state(model, state) if isinstance(model, Eva) else state
 
 
-def _compare(model: VisionTransformer, spec: ViTSpec, state: dict[str, Tensor]) -> None:
+def _compare(model: Any, spec: ViTSpec, state: dict[str, Tensor]) -> None:
     """Raise where the rebuilt model does not compute what timm's does.
 
     In fp64 a wrong formula cannot hide behind rounding, not even behind a LayerScale of 1e-5.
@@ -296,7 +312,8 @@ def _compare(model: VisionTransformer, spec: ViTSpec, state: dict[str, Tensor]) 
     dtype = torch.float64 if small else torch.float32
     rounds = isinstance(model, VisionTransformerDistilled)  # the mean of two biases, in fp32
     exact = small and not rounds and not any(isinstance(module, COMPUTES_IN_FP32) for module in model.modules())
-    tolerance = 1e-9 if exact else 1e-4
+    rotary = getattr(model, "rope", None) is not None  # whose table is fp32, also where timm computes it anew in fp64
+    tolerance = (1e-6 if rotary else 1e-9) if exact else 1e-4
     reference = copy.deepcopy(model).to("cpu", torch.float32).to(dtype).eval()
     rebuilt = build_empty(spec)
     rebuilt.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)

@@ -25,6 +25,22 @@ def test_plan_shows_every_step_and_runs_nothing(command: Command, write_recipe: 
     assert not list((tmp_path / "store" / "entries").glob("*"))
 
 
+def test_plan_shows_the_model_before_and_after(command: Command, write_recipe: Recipe) -> None:
+    steps = [{"prune_mlp": {"keep": 0.5}}, {"prune_mlp": {"method": "similarity", "threshold": 0.9}}, "export"]
+    recipe = write_recipe({"steps": steps})
+
+    told = command("plan", recipe).out
+    (listed,) = json.loads(command("plan", recipe, "--json").out).values()
+    source, first, second = [step for step in listed if "params" in step]
+
+    assert fits(told)
+    assert f"≤ {first['params'] / 1000:.2f} k" in told
+    assert source["params"] - first["params"] == 2 * 64 * (2 * 32 + 1)
+    assert source["params"] - source["params_without_head"] == 10 * 33
+    assert source["macs"] > first["macs"] == second["macs"]
+    assert [step["at_most"] for step in (source, first, second)] == [False, False, True]
+
+
 def test_dry_run_is_plan(command: Command, write_recipe: Recipe) -> None:
     recipe = write_recipe()
 

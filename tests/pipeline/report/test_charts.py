@@ -107,6 +107,15 @@ def test_every_block_has_its_column(sizes):
     assert len(svg.findall("text")) <= 12
 
 
+def test_parts_of_blocks_name_the_blocks_they_belong_to():
+    svg = inside(charts.parts_of_blocks([(0, 100, 50), (7, 200, 0)], "label"))
+
+    assert [column.findtext("title") for column in svg.findall("g")] == ["block 0: 50 of 100", "block 7: 0 of 200"]
+    frame, filling = of_class(svg, "before"), of_class(svg, "engine")
+    assert float(filling[0].get("height")) * 2 == float(frame[0].get("height"))
+    assert [text.text for text in svg.findall("text")] == ["0", "7"]
+
+
 def test_parts_of_a_whole_fill_it():
     svg = inside(charts.stacked([("both", "both", 3), ("only_engine", "engine only", 0), ("neither", "neither", 1)]))
 

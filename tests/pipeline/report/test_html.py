@@ -240,3 +240,20 @@ def test_every_kind_of_attention_change_is_drawn(example):
     page = Page(to_html(example.replace(blocks=(off, *example.blocks[1:]))))
 
     assert "block 0: 3 → 0" in page.text
+
+
+def test_redundancy_is_drawn_where_a_stage_counted_it(example):
+    rows = [{"block": index, "width_before": 64, "width_after": 32, "alike": 5 * index} for index in range(3)]
+    facts = {"blocks": rows, "alike_above": 0.98}
+    page = to_html(example.replace(stages=(example.stages[1].replace(name="prune_mlp", facts=facts),)))
+
+    assert "15 of 192 neurons are more than 0.98 alike" in page
+    assert "block 2: 10 of 64" in page
+    assert "redundancy" not in to_html(example)
+
+
+@pytest.mark.parametrize("rows", ["<b>", [1], [{"block": 0}], [{"block": 0, "width_before": "9", "alike": 1}], {}])
+def test_facts_of_another_form_draw_nothing(example, rows):
+    assert "redundancy" not in to_html(
+        example.replace(stages=(example.stages[1].replace(name="prune_mlp", facts={"blocks": rows}),))
+    )

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from timm.layers import RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
@@ -37,6 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "swiglu_with_norms": {"mlp_layer": SwiGLU, "act_layer": "silu", "scale_mlp_norm": True, "scale_attn_norm": True},
     "post_norm": {"block_fn": ResPostBlock, "act_layer": "gelu_tanh"},
     "relu": {"act_layer": "relu", "pos_embed": "none"},
+    "rotary": {"eva": True, "use_rot_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True, "global_pool": "token"},
+    "rotary_per_head": {"eva": True, "use_rot_pos_emb": True, "rope_type": "mixed", "qk_norm": True},
 }
 
 
@@ -47,9 +50,9 @@ def workers() -> Iterator[dict[str, Worker]]:
         yield dict(zip(CATALOG, (one, other), strict=True))
 
 
-def make_timm(**changes: Any) -> VisionTransformer:
+def make_timm(*, eva: bool = False, **changes: Any) -> VisionTransformer | Eva:
     usual = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
-    model = VisionTransformer(**{**usual, **changes}).eval()
+    model = (Eva if eva else VisionTransformer)(**{**usual, **changes}).eval()
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # every weight matters: no gain of 1, no bias of 0

@@ -1,15 +1,18 @@
 """The stage as the pipeline runs it: folders in, folders out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from stages.data.images import ImageSet
-from stages.prune_mlp.options import PruneMlpOptions, widths_asked
+from stages.prune_mlp.options import PruneMlpOptions, reshaped, widths_asked
+from stages.prune_mlp.prune import prune
 from stages.prune_mlp.stage import STAGE
 from stages.stage import Role, StageContext
 from stages.vit.files import load_labels, load_model, load_spec, save_model
@@ -72,6 +75,67 @@ def test_dgmr_without_repair_asks_for_no_images(context: Callable[..., StageCont
     assert result.facts["images"] == 0
 
 
+@pytest.mark.parametrize("method", ["l2", "random"])
+def test_methods_on_weights_alone_ask_for_no_images(method: str, context: Callable[..., StageContext]) -> None:
+    options = PruneMlpOptions.model_validate({"method": method, "repair": "none", "keep": 0.5})
+
+    STAGE.run(options, context("pruned", images=False))
+
+    assert STAGE.roles(options) == ()
+    assert STAGE.roles(options.model_copy(update={"repair": "parallel"})) == (Role.FIT,)
+
+
+@pytest.mark.parametrize("method", ["similarity", "energy"])
+def test_methods_on_activations_ask_for_images_even_without_repair(method: str) -> None:
+    assert STAGE.roles(PruneMlpOptions.model_validate({"method": method, "repair": "none"})) == (Role.FIT,)
+
+
+def test_another_seed_draws_other_neurons_and_the_same_seed_the_same(context: Callable[..., StageContext]) -> None:
+    options = PruneMlpOptions(method="random", repair="none", keep=0.5)
+    found = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        there = replace(context(name, images=False), seed=seed)
+        STAGE.run(options, there)
+        found.append((there.output / "model.safetensors").read_bytes())
+
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_threshold_says_beforehand_what_the_widths_cannot_exceed(make_model: MakeModel) -> None:
+    _, spec = make_model()
+    options = PruneMlpOptions(method="similarity", threshold=0.9)
+
+    assert widths_asked(options, spec) == (24, 24, 24)
+    assert STAGE.reshapes_at_most(options)
+    assert not STAGE.reshapes_at_most(PruneMlpOptions(method="similarity", keep=0.5))
+
+
+@pytest.mark.parametrize(("options", "bias"), [({}, True), ({"repair": "none"}, False), ({"r": 1}, True)])
+def test_the_spec_before_the_stage_says_what_the_spec_after_it_is(
+    options: dict[str, Any], bias: bool, make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(fc2_bias=False)
+    asked = PruneMlpOptions.model_validate(options)
+    _, pruned, _ = prune(model, spec, asked, pictures)
+
+    assert reshaped(asked, spec) == pruned
+    assert pruned.fc2_bias is bias
+
+
+def test_too_few_images_are_refused_before_any_work_with_the_number_that_would_do(
+    context: Callable[..., StageContext], make_model: MakeModel
+) -> None:
+    there = context("pruned")
+    model, spec = make_model(mlp_width=100)
+    save_model(there.input, spec, model.state_dict())
+
+    with pytest.raises(InputError, match=r"5 images have 85 tokens, .* 100 neurons; give at least 6 .* better 59"):
+        STAGE.run(PruneMlpOptions(images=5), there)
+    assert not list(there.output.iterdir())
+    STAGE.run(PruneMlpOptions(images=6), there)
+    STAGE.run(PruneMlpOptions(images=5, keep=1), context("whole"))  # nothing to describe
+
+
 def test_a_limit_takes_the_same_images_whatever_their_order(image_set: ImageSet) -> None:
     backwards = image_set.subset(range(len(image_set) - 1, -1, -1))
 
@@ -127,14 +191,23 @@ def test_the_default_width_written_out_is_the_same_option() -> None:
     assert PruneMlpOptions().digest() == PruneMlpOptions(keep=0.75).digest()
 
 
-@pytest.mark.parametrize("given", [{"keep": 0.5, "r": 1.0}, {"keep": 0.5, "widths": [1]}])
+@pytest.mark.parametrize("given", [{"keep": 0.5, "r": 1.0}, {"keep": 0.5, "widths": [1]}, {"r": 1, "threshold": 0.9}])
 def test_two_ways_to_say_the_width_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="give one of keep, r and widths"):
+    with pytest.raises(ValidationError, match="give one of keep, r, widths, threshold"):
         PruneMlpOptions.model_validate(given)
 
 
 @pytest.mark.parametrize(
-    "given", [{"keep": 0}, {"keep": 1.1}, {"method": "l2"}, {"ridge": -1}, {"ridge": "big"}, {"keeep": 0.5}]
+    "given",
+    [
+        {"keep": 0},
+        {"keep": 1.1},
+        {"method": "l3"},
+        {"threshold": 0.98},
+        {"ridge": -1},
+        {"ridge": "big"},
+        {"keeep": 0.5},
+    ],
 )
 def test_options_out_of_range_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -251,6 +251,46 @@ def test_a_saved_folder_is_a_source(run: Run, checkpoint: Path, tmp_path: Path) 
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
 
 
+@pytest.mark.parametrize("side", [56, 84])
+def test_a_checkpoint_of_an_eva_is_read_at_its_own_and_at_another_size(run: Run, tmp_path: Path, side: int) -> None:
+    model = timm.create_model("eva02_tiny_patch14_224", depth=1, img_size=56, num_classes=3).eval()
+    save_file(model.state_dict(), tmp_path / "eva.safetensors")
+    run(
+        timm="eva02_tiny_patch14_224",
+        checkpoint=tmp_path / "eva.safetensors",
+        arguments={"depth": 1},
+        image_size=side,
+        output="eva",
+    )
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    model.set_input_size((side, side))
+
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(tmp_path / "eva", images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_is_copied_byte_for_byte_and_never_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(timm=NAME, pretrained=False, image_size=32, classes=3, output="first")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    monkeypatch.setattr("stages.source.load.load_state", None)
+    run(folder=tmp_path / "first", output="second", labels=tmp_path / "names.txt")
+
+    for name in ("vit.json", "model.safetensors", "model.py"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    assert load_labels(tmp_path / "second") == ["a", "b", "c"]
+
+
+def test_a_folder_whose_weights_do_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
+    run(timm=NAME, pretrained=False, image_size=32, classes=3, output="first")
+    spec = tmp_path / "first" / "vit.json"
+    spec.write_text(spec.read_text().replace('"classes": 3', '"classes": 4'))
+
+    with pytest.raises(InputError, match=r"of another shape .head\.weight"):
+        run(folder=tmp_path / "first", output="second")
+
+
 def test_a_pruned_folder_is_a_source(run: Run, tmp_path: Path) -> None:
     spec = load_source(SourceOptions(timm=NAME, pretrained=False, classes=3), seed=0).spec
     block = spec.blocks[0].replace(d_qk=5, mlp_width=20, attention="on")
@@ -314,7 +354,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, reason: str) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"]
+    "name", ["resnet18", "swin_tiny_patch4_window7_224", "vit_pe_core_tiny_patch16_384", "vit_tiny_r_s16_p8_224"]
 )
 def test_a_model_that_cannot_be_read_is_refused_before_anything_is_fetched(
     name: str, monkeypatch: pytest.MonkeyPatch

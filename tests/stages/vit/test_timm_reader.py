@@ -203,6 +203,16 @@ REAL = {
     "vit_small_patch14_dinov2": {"img_size": 42},
     "vit_small_patch14_reg4_dinov2": {"img_size": (56, 84)},
     "vit_giant_patch14_dinov2": {"img_size": 28, "depth": 1},
+    "vit_giant_patch14_reg4_dinov2": {"img_size": 28, "embed_dim": 96, "num_heads": 6},
+    "vit_giant_patch14_clip_224": {"img_size": 28, "embed_dim": 88, "num_heads": 4},
+    "vit_gigantic_patch14_clip_224": {"img_size": 28, "embed_dim": 104, "num_heads": 8},
+    "eva02_enormous_patch14_clip_224": {"img_size": 28, "embed_dim": 112},
+    "eva_giant_patch14_clip_224": {"img_size": 28, "embed_dim": 88, "num_heads": 4},
+    "eva02_tiny_patch14_224": {"img_size": 56},
+    "eva02_base_patch16_clip_224": {"img_size": 64, "embed_dim": 96, "num_heads": 6},
+    "vit_medium_patch16_rope_reg1_gap_256": {"img_size": 64},
+    "vit_small_patch16_rope_mixed_ape_224": {"img_size": 64},
+    "vit_small_plus_patch16_dinov3": {"img_size": 64},
     "vit_small_patch8_224": {"img_size": 32},
     "flexivit_small": {},
     "test_vit4": {},
@@ -261,14 +271,13 @@ def test_what_is_not_known_is_refused_with_its_name(what: str, tiny_timm: TinyTi
     [
         ("resnet18", "ResNet"),
         ("swin_tiny_patch4_window7_224", "SwinTransformer"),
-        ("eva02_tiny_patch14_224", "Eva"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
     ],
 )
 def test_another_class_is_refused_with_the_known_ones(name: str, found: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
-    known = "VisionTransformer and VisionTransformerDistilled"
+    known = "VisionTransformer, VisionTransformerDistilled, Eva"
     with pytest.raises(InputError, match=f"its class is '{found}'; vitrim reads timm's {known}"):
         read_timm(model, name=name)
 
