@@ -14,6 +14,7 @@ CATALOG: dict[str, str] = {
     "prune_mlp": "stages.prune_mlp.stage",
     "prune_attention": "stages.prune_attention.stage",
     "prune": "stages.prune.stage",
+    "merge_tokens": "stages.merge_tokens.stage",
     "distill": "stages.distill.stage",
     "export": "stages.export.stage",
     "quantize": "stages.quantize.stage",

@@ -146,6 +146,10 @@ def distill_model(
 
 def check_models(student: ViTSpec, teacher: ViTSpec) -> None:
     """Raise InputError where a student cannot learn from this source."""
+    if any(teacher.merge):
+        raise InputError(
+            "distill needs a teacher with all patches, but the source model merges tokens; take another source"
+        )
     for name in ("preprocess", "patch_size", "classes", "class_token", "register_tokens"):
         mine, other = getattr(student, name), getattr(teacher, name)
         if mine != other:
@@ -187,17 +191,13 @@ def _load_teacher(
     options: DistillOptions, spec: ViTSpec, source: Path, labels: list[str] | None
 ) -> tuple[ViT | StrongerTeacher, ViTSpec | None]:
     """The teacher and its spec, None where it is no ViT."""
-    if any(spec.merge):
-        raise InputError("distill cannot compare merged tokens yet; put merge_tokens after distill")
     if options.teacher is not None:
         stronger = load_teacher(options.teacher, spec, labels=labels)
         if stronger.spec is not None and any(stronger.spec.merge):
-            raise InputError("distill cannot compare merged tokens yet; give a teacher that merges none")
+            raise InputError("distill needs a teacher with all patches, but this one merges tokens; give another")
         return stronger, stronger.spec
     teacher_spec = load_spec(source)
     check_models(spec, teacher_spec)
-    if any(teacher_spec.merge):
-        raise InputError("distill cannot compare merged tokens yet; put merge_tokens after distill")
     return load_model(source), teacher_spec
 
 

@@ -5,6 +5,8 @@ but each divided by the energy of the teacher's: 0 is equal, 1 is as far as alwa
 Undivided, the error's scale is that of the model's final norm, and no weight fits two models.
 Blocks: the same of the residual stream behind a block, as the next norm would see it: each token centred and divided by
 its deviation. Otherwise a few tokens of huge norm decide; and a stream that dilution doubles stays comparable.
+Where the student merges tokens, each is compared with the mean of the teacher's patches that it holds, and counts as
+often as there are: the same gradient as if every patch were compared with the token that holds it.
 Logits: Kullback-Leibler divergence at a temperature, times its square (https://arxiv.org/abs/1503.02531).
 
 Shapes: B images, P patches, D residual width of the teacher, d of the student, C classes.
@@ -23,7 +25,8 @@ from stages.training.pictures import Batch
 from stages.training.precision import Precision, autocast
 from stages.vit.model import ViT
 
-FEATURES = ("class_token", "patch_tokens")
+PATCHES, SOURCES = "patch_tokens", "patch_sources"
+FEATURES = ("class_token", PATCHES)
 BLOCK = "block_"
 """what the names of residual streams begin with"""
 
@@ -116,13 +119,19 @@ class DistillationLoss:
         errors = {}
         for name in names:
             seen = normal(given[name]) if name.startswith(BLOCK) else self._student.map(given[name])
-            errors[name] = relative_error(seen, wanted[name], self._energies[name])
+            if name == PATCHES and SOURCES in given:
+                errors[name] = merged_error(seen, wanted[name], given[SOURCES]) / self._energies[name]
+            else:
+                errors[name] = relative_error(seen, wanted[name], self._energies[name])
         return errors
 
     def _given(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
         """What the student says: in the form of this step while it trains, else in that which it will have."""
         if self._dilution is not None:
             set_dilution(self._student.model, self._dilution.at(batch.step) if self._student.training else 0.0)
+        names = list(names)
+        if PATCHES in names and SOURCES in self._student.model.output_names:
+            names.append(SOURCES)
         return self._student.model.outputs(batch.images, names)
 
 
@@ -141,6 +150,16 @@ def normal(tokens: Tensor) -> Tensor:
 def relative_error(given: Tensor, wanted: Tensor, energy: float) -> Tensor:
     """Mean squared error over all elements, in units of the teacher's energy."""
     return F.mse_loss(given.float(), wanted.float()) / energy
+
+
+def merged_error(given: Tensor, wanted: Tensor, sources: Tensor) -> Tensor:
+    """Mean squared error of merged tokens from the mean of the patches that each holds, weighted by their number.
+
+    given: [B, tokens, D], wanted: [B, P, D], sources: 1 where a token holds a patch, [B, tokens, P].
+    """
+    sizes = sources.float().sum(dim=-1, keepdim=True)  # [B, tokens, 1]
+    means = sources.float() @ wanted.float() / sizes
+    return (sizes * (given.float() - means).square()).sum() / wanted.numel()
 
 
 def divergence(given: Tensor, wanted: Tensor, *, temperature: float) -> Tensor:

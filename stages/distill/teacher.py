@@ -135,7 +135,8 @@ def comparable(spec: ViTSpec | None, classes: int, student: ViTSpec) -> tuple[st
         names.append("class_token")
     if _grid(spec) == _grid(student):
         names.append("patch_tokens")
-        if (spec.width, spec.tokens, len(spec.blocks)) == (student.width, student.tokens, len(student.blocks)):
+        alike = (spec.width, spec.tokens, len(spec.blocks)) == (student.width, student.tokens, len(student.blocks))
+        if alike and not any(student.merge):
             names.extend(f"block_{index}" for index in range(len(spec.blocks)))
     return tuple(names)
 

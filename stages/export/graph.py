@@ -152,7 +152,7 @@ def _scope(node: ir.Node, known: dict[ir.Node, str]) -> str:
 
 def _name_transposed_weight(node: ir.Node, scope: str, graph: ir.Graph) -> None:
     """Give a Linear's weight its name back: the exporter transposes it into a new constant."""
-    if node.op_type != "MatMul":
+    if node.op_type != "MatMul" or scope.endswith(".merge"):  # merging multiplies constants that are no weights
         return
     weight = node.inputs[1]
     name = f"{scope}.weight"

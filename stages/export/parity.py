@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.export.graph import Batch
+from stages.vit.merging import MergeTokens
 from stages.vit.model import ViT
 from stages.vit.spec import ViTSpec
 from targets.errors import StageError
@@ -21,6 +22,9 @@ TOLERANCE = {"fp32": 1e-3}
 """largest error of any output value, as a share of that output's largest value, by precision.
 
 fp32 graphs of ViTs differ from torch by 1e-6 to 1e-5 (order of summation); a defect differs by more than 1e-2."""
+
+DRAWN_PER_IMAGE = 4
+"""inputs drawn for each that is taken, where tokens merge"""
 
 Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -32,6 +36,44 @@ def make_images(spec: ViTSpec, *, seed: int) -> NDArray[np.float32]:
     ramp = np.add.outer(np.linspace(-1, 1, height), np.linspace(-1, 1, width))  # [H, W]
     flat = np.full((channels, height, width), 0.5)
     return np.concatenate([noise, np.broadcast_to(ramp, flat.shape)[None], flat[None]]).astype(np.float32)
+
+
+def clear_images(model: ViT, spec: ViTSpec, *, seed: int) -> tuple[NDArray[np.float32], float | None]:
+    """Return inputs as `make_images` does and, of a model that merges tokens, the smallest margin of its choices.
+
+    Where two pairs of tokens are equally alike, another order of summation merges others, and an answer that is as
+    right differs by far more than the tolerance. So the inputs are those whose choices are clearest, out of several.
+    """
+    images = make_images(spec, seed=seed)
+    if not any(spec.merge):
+        return images, None
+    count = len(images)
+    images = np.concatenate([images, *(make_images(spec, seed=seed + n)[:4] for n in range(1, 2 * DRAWN_PER_IMAGE))])
+    images = images[: DRAWN_PER_IMAGE * count]
+    margins = choice_margins(model, images)
+    clearest = np.sort(np.argsort(-margins, kind="stable")[:count])
+    return images[clearest], float(margins[clearest].min())
+
+
+def choice_margins(model: ViT, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """By how much the likeness of tokens must change until others merge, at least, in each image: [N]."""
+    found: list[torch.Tensor] = []
+
+    def look(merge: MergeTokens, given: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        similarity = torch.nn.functional.pad(merge.similarity(given[1]), (0, 1), value=-2.0)  # a second best for all
+        best, second = similarity.topk(2, dim=-1).values.unbind(dim=-1)  # [N, O] each
+        best, order = best.sort(dim=-1, descending=True)
+        lead = (best - second.gather(1, order))[:, : merge.count].amin(dim=-1)
+        last = best[:, merge.count - 1] - best[:, merge.count] if merge.count < best.shape[1] else lead
+        found.append(torch.minimum(lead, last))
+
+    hooks = [one.register_forward_hook(look) for one in model.modules() if isinstance(one, MergeTokens)]
+    with torch.no_grad():
+        model(torch.from_numpy(images))
+    for hook in hooks:
+        hook.remove()
+    margins: NDArray[np.float64] = torch.stack(found).amin(dim=0).double().numpy()
+    return margins
 
 
 def reference_outputs(model: ViT, images: NDArray[np.float32], names: Sequence[str]) -> dict[str, NDArray[np.float32]]:

@@ -8,6 +8,8 @@ import onnx
 
 from targets.errors import InputError
 
+MERGE = "blocks.*.merge/*"
+"""names of the nodes of `stages.vit.merging`"""
 WEIGHTED = ("MatMul", "Gemm", "Conv")
 """operators that multiply matrices: what int8 makes faster"""
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
@@ -50,6 +52,15 @@ def match_nodes(graph: onnx.GraphProto, patterns: Sequence[str]) -> list[str]:
     if not {node.name for node in graph.node if node.op_type in WEIGHTED} - set(found):
         raise InputError(f"keep_float {', '.join(map(repr, patterns))} keeps every matrix product in fp32; keep fewer")
     return found
+
+
+def merge_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that merge tokens, which stay fp32.
+
+    They choose by small differences of likeness and add up the residual stream, whose few huge values leave int8 no
+    room for the others.
+    """
+    return [node.name for node in graph.node if fnmatchcase(node.name, MERGE)]
 
 
 def count_quantized(graph: onnx.GraphProto) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import onnx
 from stages.quantize.agreement import Agreement, choose, compare
 from stages.quantize.calibrate import Job
 from stages.quantize.candidates import make_candidates
-from stages.quantize.graph import check_can_be_quantized, count_quantized, match_nodes, read_graph
+from stages.quantize.graph import check_can_be_quantized, count_quantized, match_nodes, merge_nodes, read_graph
 from stages.stage import Role, StageContext, StageResult
 from stages.vit.files import LABELS_FILE, load_spec
 from stages.vit.spec import SPEC_FILE
@@ -37,7 +37,7 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
     source = context.input / GRAPH_FILE
     graph = read_graph(source)
     check_can_be_quantized(graph)
-    keep = match_nodes(graph, options.keep_float)
+    keep = sorted({*match_nodes(graph, options.keep_float), *merge_nodes(graph)})
     preprocess = load_spec(context.input).preprocess
     fit = _draw(context.images[Role.FIT], options.images, seed=context.seed)
     select = _draw(context.images[Role.SELECT], options.select_images, seed=context.seed)

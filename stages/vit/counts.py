@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of a Vision Transformer, from its spec alone.
 
-MACs of one image. Counted: linear layers, the patch convolution and both matmuls of attention; not counted: norms,
-activations, softmax, LayerScale, additions, pooling. One block has
+MACs of one image. Counted: linear layers, the patch convolution, both matmuls of attention and those of token merging;
+not counted: norms, activations, softmax, LayerScale, additions, pooling. One block has
 N·D·H·(2·d_qk + d_v) + N²·H·(d_qk + d_v) + N·H·d_v·D + 2·N·D·M, of a gated MLP 3·N·D·M. Papers often call this "FLOPs".
 Letters: see stages/vit/spec.py.
 """
@@ -42,30 +42,48 @@ def params_by_part(spec: ViTSpec) -> dict[str, int]:
 
 
 def macs_by_part(spec: ViTSpec) -> dict[str, int]:
-    """Multiply-accumulates of one image in embedding, attention, mlp, norm (always 0) and head."""
+    """Multiply-accumulates of one image in embedding, attention (with merging), mlp, norm (always 0) and head."""
     patch = spec.in_channels * spec.patch_size[0] * spec.patch_size[1]
     return {
         "embedding": spec.patch_tokens * patch * spec.width,
-        "attention": sum(attention_macs(spec, block) for block in spec.blocks),
-        "mlp": sum(mlp_macs(spec, block) for block in spec.blocks),
+        "attention": sum(
+            attention_macs(spec, block, tokens=spec.tokens_in(index)) + merge_macs(spec, index)
+            for index, block in enumerate(spec.blocks)
+        ),
+        "mlp": sum(mlp_macs(spec, block, tokens=spec.tokens_in(index + 1)) for index, block in enumerate(spec.blocks)),
         "norm": 0,
         "head": spec.feature_width * spec.classes,
     }
 
 
-def attention_macs(spec: ViTSpec, block: BlockSpec) -> int:
-    """Multiply-accumulates of one block's attention for one image."""
+def attention_macs(spec: ViTSpec, block: BlockSpec, *, tokens: int | None = None) -> int:
+    """Multiply-accumulates of one block's attention for one image. tokens: that enter it, by default unmerged."""
     if block.attention == "off":
         return 0
+    tokens = spec.tokens if tokens is None else tokens
     inner = block.heads * block.d_v
-    projections = spec.tokens * spec.width * (block.heads * 2 * block.d_qk + 2 * inner)
-    return projections + spec.tokens**2 * block.heads * (block.d_qk + block.d_v)
+    projections = tokens * spec.width * (block.heads * 2 * block.d_qk + 2 * inner)
+    return projections + tokens**2 * block.heads * (block.d_qk + block.d_v)
 
 
-def mlp_macs(spec: ViTSpec, block: BlockSpec) -> int:
-    """Multiply-accumulates of one block's MLP for one image."""
+def mlp_macs(spec: ViTSpec, block: BlockSpec, *, tokens: int | None = None) -> int:
+    """Multiply-accumulates of one block's MLP for one image. tokens: that enter it, by default unmerged."""
+    tokens = spec.tokens if tokens is None else tokens
     matrices = 2 if spec.mlp_kind == "mlp" else 3
-    return matrices * spec.tokens * spec.width * block.mlp_width if block.mlp else 0
+    return matrices * tokens * spec.width * block.mlp_width if block.mlp else 0
+
+
+def merge_macs(spec: ViTSpec, index: int) -> int:
+    """Multiply-accumulates of merging in one block for one image: likeness, ranks, sums of tokens and sizes."""
+    count = spec.merge[index] if spec.merge else 0
+    if not count:
+        return 0
+    patches = spec.tokens_in(index) - spec.prefix_tokens
+    odd, even = patches // 2, patches - patches // 2
+    by_keys = spec.merge_metric == "keys" and spec.blocks[index].attention != "off"
+    likeness = odd * even * (spec.blocks[index].d_qk if by_keys else spec.width)
+    ranks = odd**2 if count < odd else 0
+    return likeness + ranks + (patches - count) * odd * (spec.width + 1)
 
 
 def attention_params(spec: ViTSpec, block: BlockSpec) -> int:

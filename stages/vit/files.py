@@ -7,9 +7,10 @@ classes have names, `labels.json`.
 import argparse
 import json
 import pickle
-import shutil
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from targets.errors import InputError
 
 LABELS_FILE = "labels.json"
 CODE_FILE = "model.py"
+AFTER_DOCSTRING = "from __future__ import annotations\n"
 SHOWN = 5  # tensors named in a message
 
 
@@ -51,11 +53,22 @@ def save_description(folder: Path, spec: ViTSpec, *, labels: Sequence[str] | Non
     (folder / SPEC_FILE).write_text(
         json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    shutil.copyfile(model_file.__file__, folder / CODE_FILE)
+    (folder / CODE_FILE).write_text(standalone_code(), encoding="utf-8")
     if labels is not None:
         (folder / LABELS_FILE).write_text(
             json.dumps(list(labels), indent=0, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+
+
+def standalone_code() -> str:
+    """Return model.py as it lies in model folders: what it imports from vitrim is written into it."""
+
+    def written_out(line: re.Match[str]) -> str:
+        code = Path(str(import_module(line[1]).__file__)).read_text(encoding="utf-8")
+        return code.partition(AFTER_DOCSTRING)[2].strip() + "\n"
+
+    code = Path(model_file.__file__).read_text(encoding="utf-8")
+    return re.sub(r"^from (stages\.\S+) import .*\n", written_out, code, flags=re.MULTILINE)
 
 
 def load_model(folder: Path) -> ViT:

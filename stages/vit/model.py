@@ -24,6 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Written into the copies in model folders:
+from stages.vit.merging import MergeState, MergeTokens
+from stages.vit.tensor_file import read_safetensors
+
 SPEC_FILE = "vit.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "vitrim.vit/1"
@@ -62,12 +66,10 @@ class ViT(nn.Module):
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__()
-        if any(spec["merge"]):
-            raise ValueError(f"this spec merges tokens (merge {list(spec['merge'])}), which this model.py does not do")
         self.spec = dict(spec)
         width, classes = spec["width"], spec["classes"]
         self.image_size = (spec["preprocess"]["height"], spec["preprocess"]["width"])
-        patch_tokens = prod(side // patch for side, patch in zip(self.image_size, spec["patch_size"], strict=True))
+        patch_tokens: int = prod(side // patch for side, patch in zip(self.image_size, spec["patch_size"], strict=True))
         registers = spec["register_tokens"]
         self.prefix_tokens = int(spec["class_token"]) + registers
 
@@ -77,7 +79,9 @@ class ViT(nn.Module):
         positions = patch_tokens + (self.prefix_tokens if spec["position_covers_prefix"] else 0)
         self.pos_embed = _token(positions, width) if spec["position"] == "absolute" else None
         self.norm_pre = _norm(spec, width, spec["pre_norm_eps"])
-        self.blocks = nn.ModuleList(Block(spec, block) for block in spec["blocks"])
+        merge = spec["merge"] or [0] * len(spec["blocks"])
+        self.patch_tokens = patch_tokens  # before any merge
+        self.blocks = nn.ModuleList(Block(spec, *pair) for pair in zip(spec["blocks"], merge, strict=True))
         self.norm = _norm(spec, width, spec["final_norm_eps"])
         self.feature_width = 2 * width if spec["pooling"] in ("token_pair", "token_avg") else width
         self.fc_norm = _norm(spec, self.feature_width, spec["head_norm_eps"])
@@ -85,11 +89,13 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, classes], or the pooled features [B, D] of a model without a head. images: [B, C, H, W]."""
-        return self.finish(self._through_blocks(images))
+        state = MergeState()
+        x = self._through_blocks(images, state)
+        return self.finish(x, state.sizes)
 
     def forward_tokens(self, images: Tensor) -> Tensor:
-        """Return all tokens after the final norm: [B, N, D]."""
-        tokens: Tensor = self.norm(self._through_blocks(images))
+        """Return all tokens after the final norm: [B, N, D], N those that no merge took away."""
+        tokens: Tensor = self.norm(self._through_blocks(images, MergeState()))
         return tokens
 
     def embed(self, images: Tensor) -> Tensor:
@@ -109,15 +115,15 @@ class ViT(nn.Module):
         embedded: Tensor = self.norm_pre(tokens)
         return embedded
 
-    def finish(self, tokens: Tensor) -> Tensor:
+    def finish(self, tokens: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Return what `forward` returns from the residual stream after the last block. tokens: [B, N, D]."""
-        logits: Tensor = self.head(self.pool(self.norm(tokens)))
+        logits: Tensor = self.head(self.pool(self.norm(tokens), sizes))
         return logits
 
-    def pool(self, tokens: Tensor) -> Tensor:
+    def pool(self, tokens: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Return the features that enter the head: [B, D], or [B, 2D] for token_pair and token_avg.
 
-        tokens: [B, N, D], after the final norm.
+        tokens: [B, N, D], after the final norm. sizes: patches in each patch token, [B, P, 1], which weigh in averages.
         """
         pooling = self.spec["pooling"]
         if pooling == "token":
@@ -125,53 +131,68 @@ class ViT(nn.Module):
         elif pooling == "token_pair":
             pooled = tokens[:, :2].flatten(1)
         elif pooling == "token_avg":
-            pooled = torch.cat([tokens[:, 0], tokens[:, self.prefix_tokens :].mean(dim=1)], dim=1)
+            pooled = torch.cat([tokens[:, 0], self._mean(tokens, sizes, skipped=self.prefix_tokens)], dim=1)
         else:
-            pooled_over = tokens if self.spec["pool_includes_prefix"] else tokens[:, self.prefix_tokens :]
+            skipped = 0 if self.spec["pool_includes_prefix"] else self.prefix_tokens
+            pooled_over = tokens[:, skipped:]
             if pooling == "avg":
-                pooled = pooled_over.mean(dim=1)
+                pooled = self._mean(tokens, sizes, skipped=skipped)
             elif pooling == "max":
                 pooled = pooled_over.amax(dim=1)
             elif pooling == "avgmax":
-                pooled = 0.5 * (pooled_over.amax(dim=1) + pooled_over.mean(dim=1))
+                pooled = 0.5 * (pooled_over.amax(dim=1) + self._mean(tokens, sizes, skipped=skipped))
             else:
                 raise ValueError(f"unknown pooling {pooling!r}")
         features: Tensor = self.fc_norm(pooled)
         return features
+
+    def _mean(self, tokens: Tensor, sizes: Tensor | None, *, skipped: int) -> Tensor:
+        if sizes is None:
+            return tokens[:, skipped:].mean(dim=1)
+        prefix, patches = tokens[:, skipped : self.prefix_tokens], tokens[:, self.prefix_tokens :] * sizes
+        counted: Tensor = torch.cat([prefix, patches], dim=1).sum(dim=1)
+        return counted / (prefix.shape[1] + self.patch_tokens)
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """What `outputs` can give."""
         head = ("logits",) if self.spec["classes"] else ()
         token = ("class_token",) if self.spec["class_token"] else ()
-        return (*head, "features", *token, "patch_tokens", *(f"block_{index}" for index in range(len(self.blocks))))
+        sources = ("patch_sources",) if any(self.spec["merge"]) else ()
+        blocks = (f"block_{index}" for index in range(len(self.blocks)))
+        return (*head, "features", *token, "patch_tokens", *sources, *blocks)
 
     def outputs(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Return named outputs of one pass, in the order asked for.
 
         logits [B, classes]; features [B, D], what enters the head; class_token [B, D] and patch_tokens [B, patches, D]
-        after the final norm; block_3 [B, N, D], the residual stream after blocks[3].
+        after the final norm; block_3 [B, N, D], the residual stream after blocks[3]. Where tokens merge, those left;
+        there also patch_sources [B, patch tokens left, patches], 1 where a token holds a patch.
         """
         names = list(names)
         unknown = [name for name in names if name not in self.output_names]
         if unknown:
             raise ValueError(f"unknown output {unknown[0]!r}; known: {', '.join(self.output_names)}")
         found: dict[str, Tensor] = {}
-        x = self.embed(images)
+        x, state = self.embed(images), MergeState()
+        if "patch_sources" in names:
+            state.members = torch.eye(self.patch_tokens, dtype=x.dtype, device=x.device)[None]
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, state)
             found[f"block_{index}"] = x
+        if state.members is not None:
+            found["patch_sources"] = state.members
         tokens = self.norm(x)
         found["patch_tokens"] = tokens[:, self.prefix_tokens :]
         found["class_token"] = tokens[:, 0]
-        found["features"] = self.pool(tokens)
+        found["features"] = self.pool(tokens, state.sizes)
         found["logits"] = self.head(found["features"])
         return {name: found[name] for name in names}
 
-    def _through_blocks(self, images: Tensor) -> Tensor:
+    def _through_blocks(self, images: Tensor, state: MergeState) -> Tensor:
         x = self.embed(images)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, state)
         return x
 
 
@@ -195,9 +216,11 @@ class Block(nn.Module):
     Pre-norm: a branch is layer_scale(sublayer(norm(x))).
     Post-norm (timm's ResPostBlock): a branch is norm(layer_scale(sublayer(x))).
     A diluting attention gives (2 - dilution) * x + dilution * branch (NOSE): 1 is the plain block, 0 has no attention.
+    merge: patch tokens merged away between attention and MLP, by `forward` alone, not by the steps below it. Likeness
+    is judged by the keys, averaged over the heads, or by what enters attention; without attention, what enters the MLP.
     """
 
-    def __init__(self, spec: Mapping[str, Any], block: Mapping[str, Any]) -> None:
+    def __init__(self, spec: Mapping[str, Any], block: Mapping[str, Any], merge: int = 0) -> None:
         super().__init__()
         width = spec["width"]
         self.post_norm = spec["norm_placement"] == "post"
@@ -215,39 +238,55 @@ class Block(nn.Module):
             self.norm2 = _norm(spec, width, block["norm2_eps"])
             self.mlp = Mlp(spec, block)
             self.ls2 = LayerScale(width) if spec["layer_scale"] else nn.Identity()
+        self.merge: MergeTokens | None = None
+        self.merge_by_keys = spec["merge_metric"] == "keys"
+        if merge:
+            prefix = int(spec["class_token"]) + spec["register_tokens"]
+            self.merge = MergeTokens(count=merge, prefix_tokens=prefix, proportional=spec["merge_proportional"])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the residual stream after this block: [B, N, D]."""
-        return self.after_mlp(self.after_attention(x))
+    def forward(self, x: Tensor, state: MergeState | None = None) -> Tensor:
+        """Return the residual stream after this block: [B, N, D]. state: what merged so far, brought up to date."""
+        state = MergeState() if state is None else state
+        state.entered = state.keys = None  # left by this block's attention, if it runs
+        x = self.after_attention(x, state)
+        if self.merge is not None:
+            x = self.merge(x, self._metric(x, state), state)
+        return self.after_mlp(x)
 
-    def after_attention(self, x: Tensor) -> Tensor:
+    def _metric(self, x: Tensor, state: MergeState) -> Tensor:
+        """Return what likeness of tokens is judged by: [B, N, d]."""
+        if self.attn is None or state.keys is None or state.entered is None:
+            return x if self.post_norm or self.norm2 is None else self.norm2(x)
+        return state.keys.mean(dim=1) if self.merge_by_keys else state.entered
+
+    def after_attention(self, x: Tensor, state: MergeState | None = None) -> Tensor:
         """Return the residual stream between attention and MLP: [B, N, D]."""
         if self.attn is None:
             return x
         if self.attention == "diluting":
             if self.dilution == 0.0:  # nothing to compute, and nothing to learn for the attention
                 return 2.0 * x
-            return (2.0 - self.dilution) * x + self.dilution * self.attention_branch(x)
-        return x + self.attention_branch(x)
+            return (2.0 - self.dilution) * x + self.dilution * self.attention_branch(x, state)
+        return x + self.attention_branch(x, state)
 
     def after_mlp(self, x: Tensor) -> Tensor:
         """Return the residual stream after the MLP. x: what `after_attention` returned."""
         return x if self.mlp is None else x + self.mlp_branch(x)
 
-    def attention_branch(self, x: Tensor) -> Tensor:
+    def attention_branch(self, x: Tensor, state: MergeState | None = None) -> Tensor:
         """Return what attention adds to x (before dilution), zeros where it is off: [B, N, D]."""
         if self.attn is None:
             return torch.zeros_like(x)
-        return self._attention_end(self.attention_output(self.attention_hidden(x)))
+        return self._attention_end(self.attention_output(self.attention_hidden(x, state)))
 
-    def attention_hidden(self, x: Tensor) -> Tensor:
+    def attention_hidden(self, x: Tensor, state: MergeState | None = None) -> Tensor:
         """Return what enters proj: [B, N, H*d_v].
 
         x is the residual stream; pre-norm normalises it here, post-norm does not.
         """
         if self.attn is None or self.norm1 is None:
             raise ValueError("attention of this block is off")
-        return self.attn.hidden(x if self.post_norm else self.norm1(x))
+        return self.attn.hidden(x if self.post_norm else self.norm1(x), state)
 
     def attention_output(self, hidden: Tensor) -> Tensor:
         """Apply proj alone, before LayerScale and before the norm of post-norm blocks. hidden: [B, N, H*d_v]."""
@@ -316,18 +355,23 @@ class Attention(nn.Module):
         output: Tensor = self.proj(self.hidden(x))
         return output
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """Return what enters proj: [B, N, H*d_v]."""
+    def hidden(self, x: Tensor, state: MergeState | None = None) -> Tensor:
+        """Return what enters proj: [B, N, H*d_v]. state: where the keys are left, and a bias on their logits taken."""
         q, k, v = self.qkv(x).split([self.heads * self.d_qk, self.heads * self.d_qk, self.heads * self.d_v], dim=-1)
         q = self.q_norm(q.unflatten(-1, (self.heads, self.d_qk))).transpose(1, 2)  # [B, H, N, d_qk]
         k = self.k_norm(k.unflatten(-1, (self.heads, self.d_qk))).transpose(1, 2)  # [B, H, N, d_qk]
         v = v.unflatten(-1, (self.heads, self.d_v)).transpose(1, 2)  # [B, H, N, d_v]
         if self.rope is not None:
             q, k = self._turned(q), self._turned(k)
+        bias = None
+        if state is not None:
+            state.entered, state.keys, bias = x, k, state.key_bias
         if self.fused and not _is_exporting():
-            mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+            mask = None if bias is None else bias.to(q.dtype)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         else:
-            mixed = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+            logits = q * self.scale @ k.transpose(-2, -1)
+            mixed = (logits if bias is None else logits + bias).softmax(dim=-1) @ v
         hidden: Tensor = self.norm(mixed.transpose(1, 2).flatten(2))  # [B, N, H*d_v]
         return hidden
 
@@ -423,72 +467,3 @@ def _is_exporting() -> bool:
     # torch.compiler.is_exporting is younger than the oldest torch this file runs on.
     asked: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
     return asked() or torch.onnx.is_in_onnx_export()
-
-
-HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a safetensors file without its library; raises ValueError if it is damaged.
-
-    https://huggingface.co/docs/safetensors
-    Layout: eight bytes, little endian: length of the header; the header, JSON; then the tensors' bytes without gaps.
-    """
-    path = Path(path)
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, HEADER_LIMIT):
-            raise ValueError(f"{path} is no whole safetensors file: {size} bytes, header of {length} bytes")
-        try:
-            header = json.loads(file.read(length).decode())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: the header is not JSON: {error}") from error
-        start, state = 8 + length, {}
-        for name, dtype, shape, (begin, end) in _layout(path, header, data_size=size - start):
-            file.seek(start + begin)
-            buffer = bytearray(end - begin)
-            file.readinto(buffer)
-            flat = torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
-            state[name] = flat.reshape(shape)
-    return state
-
-
-def _layout(path: Path, header: Any, *, data_size: int) -> list[tuple[str, torch.dtype, list[int], tuple[int, int]]]:
-    """Check a header and return name, dtype, shape and byte range of every tensor, in file order."""
-    if not isinstance(header, dict):
-        raise ValueError(f"{path}: the header is no JSON object")
-    entries = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            whole = all(type(number) is int and 0 <= number < 2**48 for number in [*shape, begin, end])
-            fits = whole and end - begin == prod(shape) * dtype.itemsize
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: the header's entry of tensor {name!r} is not valid: {entry!r}") from error
-        if not fits:
-            raise ValueError(f"{path}: tensor {name!r}: bytes {begin} to {end} do not hold {entry['dtype']} {shape}")
-        entries.append((name, dtype, shape, (begin, end)))
-    entries.sort(key=lambda entry: entry[3])
-    position = 0
-    for name, _, _, (begin, end) in entries:
-        if begin != position:
-            raise ValueError(f"{path}: tensor {name!r} starts at byte {begin}, not {position}: an overlap or a gap")
-        position = end
-    if position != data_size:
-        raise ValueError(f"{path} is truncated or too long: tensors end at byte {position}, data at {data_size}")
-    return entries

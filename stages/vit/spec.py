@@ -92,7 +92,12 @@ class ViTSpec(Record):
     head_bias: bool = True
     blocks: tuple[BlockSpec, ...]
     merge: tuple[int, ...] = ()
-    """tokens merged away in each block; empty: none"""
+    """patch tokens merged away in each block, between attention and MLP; empty: none"""
+    merge_metric: Literal["keys", "tokens"] = "keys"
+    """what likeness of tokens is judged by: keys, averaged over the heads, or tokens, what enters the block's attention
+    behind its norm; in a block without attention always what enters its MLP"""
+    merge_proportional: bool = True
+    """where tokens merge: add the log of a token's size to the logits of attention (ToMe's proportional attention)"""
 
     @model_validator(mode="after")
     def _is_possible(self) -> "ViTSpec":
@@ -101,6 +106,12 @@ class ViTSpec(Record):
             raise ValueError(f"input {size[0]}x{size[1]} is not a multiple of the patch {patch[0]}x{patch[1]}")
         if self.merge and len(self.merge) != len(self.blocks):
             raise ValueError(f"merge has {len(self.merge)} entries for {len(self.blocks)} blocks")
+        for index, count in enumerate(self.merge):
+            patches = self.tokens_in(index) - self.prefix_tokens
+            if not 0 <= count <= patches // 2:
+                raise ValueError(
+                    f"block {index} cannot merge {count} of its {patches} patch tokens; allowed: 0 to {patches // 2}"
+                )
         if self.rope and any(block.attention != "off" and block.d_qk % 2 for block in self.blocks):
             raise ValueError("rotary positions turn pairs of channels, so every d_qk must be even")
         if self.rope and any(self.merge):
@@ -125,6 +136,10 @@ class ViTSpec(Record):
     def tokens(self) -> int:
         """All tokens that enter the first block."""
         return self.prefix_tokens + self.patch_tokens
+
+    def tokens_in(self, index: int) -> int:
+        """Tokens that enter a block, and its attention; its MLP sees `tokens_in(index + 1)`: merging comes between."""
+        return self.tokens - sum(self.merge[:index])
 
     @property
     def rotatable_qk(self) -> bool:

@@ -31,6 +31,7 @@ from torch import Tensor
 from stages.vit.model import Block, ViT
 from stages.vit.moments import Moments
 from stages.vit.spec import ViTSpec
+from targets.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,8 +73,12 @@ def sweep(
     """Visit every sublayer that has an edit, front to back, and return the number of images.
 
     changed: a copy of source; only the edits change it. batches: [B, 3, H, W], read once. scratch: for streams beyond
-    the memory limit; without it they stay in memory.
+    the memory limit; without it they stay in memory. Raises InputError for a model that merges tokens.
     """
+    if any(source.spec["merge"]):
+        raise InputError(
+            "this model merges tokens, whose streams cannot be compared; put merge_tokens behind this stage"
+        )
     depth = len(source.blocks)
     with torch.no_grad(), TemporaryDirectory(dir=scratch, prefix="streams-") as folder:
         device = next(source.parameters()).device

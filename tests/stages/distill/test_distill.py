@@ -86,6 +86,28 @@ def test_without_a_head_only_features_are_compared(run: Any, tiny_spec: Any, tin
     assert set(facts["teacher_feature_energy"]) == {"patch_tokens"}
 
 
+@pytest.mark.parametrize("pooling", [{}, {"pooling": "avg", "class_token": False}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_student_that_merges_tokens_learns_from_a_teacher_that_does_not(
+    precision: Any, pooling: dict[str, Any], run: Any, tiny_spec: Any, tiny_folder: Any, colours: Any
+) -> None:
+    spec = tiny_spec(preprocess={"height": 32, "width": 32, "interpolation": "bilinear"}, **pooling)
+    source = tiny_folder(spec, seed=1, name="source")
+    student = tiny_folder(spec.replace(merge=(5, 3)), seed=2, name="student")
+    _, facts = run(QUICK.replace(images_seen=1600, precision=precision), student, colours(100), source=source)
+
+    curve = facts["loss_curve"]
+    assert curve[-1]["patch_tokens"] < 0.7 * curve[0]["patch_tokens"]
+    assert curve[-1]["logits"] < 0.7 * curve[0]["logits"]
+
+
+def test_a_teacher_that_merges_tokens_is_refused(run: Any, tiny_spec: Any, tiny_folder: Any, colours: Any) -> None:
+    model = tiny_folder(tiny_spec(merge=(1, 1)))
+
+    with pytest.raises(InputError, match="a teacher with all patches, but the source model merges tokens"):
+        run(QUICK, model, colours(8), source=model)
+
+
 def test_labels_can_be_a_part_of_the_loss(run: Any, pruned: Path, colours: Any) -> None:
     options = QUICK.replace(images_seen=800, labels_weight=1.0, feature_weight=0.0, logits_weight=0.0)
     _, facts = run(options, pruned, colours(100))

@@ -8,7 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.distill.losses import Student, divergence, feature_energies, relative_error, teacher_outputs
+from stages.distill.losses import (
+    DistillationLoss,
+    Student,
+    Weights,
+    divergence,
+    feature_energies,
+    merged_error,
+    relative_error,
+    teacher_outputs,
+)
+from stages.training.pictures import Batch
 from stages.vit.model import ViT
 
 
@@ -46,6 +56,44 @@ def test_a_teacher_that_says_the_same_of_everything_has_a_usable_energy(teacher:
     teacher.norm.weight.data.zero_()
 
     assert feature_energies(teacher, [images(8)], "fp32") == {"class_token": 1.0, "patch_tokens": 1.0}
+
+
+@given(seed=st.integers(0, 99))
+def test_a_merged_token_has_the_error_of_its_patches_less_what_no_token_can_say(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    holder = torch.cat([torch.arange(4), torch.randint(4, (5,), generator=draw)])  # token that holds each patch
+    sources = torch.nn.functional.one_hot(holder, 4).T[None].expand(2, -1, -1).double()  # [2, 4, 9]
+    wanted, given_ = torch.randn(2, 9, 3, generator=draw), torch.randn(2, 4, 3, generator=draw)
+    means = torch.stack([wanted[:, holder == token].mean(dim=1) for token in range(4)], dim=1)
+    by_patch = (given_[:, holder] - wanted).square().mean() - (means[:, holder] - wanted).square().mean()
+
+    assert float(merged_error(given_, wanted, sources)) == pytest.approx(float(by_patch), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("merge", [(0, 0), (2, 1)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_student_that_merges_equal_patches_has_no_error(merge: Any, precision: Any, tiny_spec: Any) -> None:
+    spec = tiny_spec(position="none")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = ViT(spec.model_dump(mode="json")).eval()
+    student = ViT(spec.replace(merge=merge).model_dump(mode="json")).eval()
+    student.load_state_dict(teacher.state_dict())
+    flat = torch.randn(3, 3, 1, 1).expand(3, 3, 16, 16)  # every patch is the same
+    weights = Weights(features=1.0, logits=1.0, labels=0.0, temperature=1.0)
+    loss = DistillationLoss(
+        Student(student, teacher_width=32, seed=0),
+        teacher,
+        {"class_token": 1.0, "patch_tokens": 1.0},
+        weights,
+        precision=precision,
+    )
+
+    with torch.no_grad():
+        parts = loss(Batch(images=flat, labels=None, step=0))
+
+    assert set(parts) == {"class_token", "patch_tokens", "logits"}
+    assert all(float(part) == pytest.approx(0.0, abs=1e-3 if precision == "bf16" else 1e-6) for part in parts.values())
 
 
 def test_the_divergence_is_that_of_the_formula() -> None:

@@ -16,7 +16,14 @@ import torch
 from onnx import numpy_helper
 
 from stages.export.graph import check_operators, fold_layer_scale, save_graph, tidy, trace
-from stages.export.parity import check_parity, judge, make_images, reference_outputs
+from stages.export.parity import (
+    check_parity,
+    choice_margins,
+    clear_images,
+    judge,
+    make_images,
+    reference_outputs,
+)
 from stages.stage import StageResult
 from stages.vit.files import load_model
 from stages.vit.spec import BlockSpec, ViTSpec
@@ -70,6 +77,22 @@ CASES = [
         },
         {"opset": 17},
         output="features",
+    ),
+    Case(
+        "merging, pruned shapes, attention off, registers",
+        {"blocks": (*PRUNED[:2], PLAIN), "merge": (5, 3, 4), "register_tokens": 2, "pooling": "avg"},
+    ),
+    Case(
+        "merging by tokens, post-norm, not proportional, fixed batch",
+        {
+            "merge": (8, 2),
+            "merge_metric": "tokens",
+            "merge_proportional": False,
+            "norm_placement": "post",
+            "pool_includes_prefix": True,
+            "pooling": "avgmax",
+        },
+        {"batch": 3},
     ),
     Case(
         "gated MLP, RMSNorm, post-norm, max pooling, fixed batch",
@@ -232,6 +255,48 @@ def test_named_outputs_keep_their_order(
     shapes = {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim[1:]] for one in outputs}
     assert list(shapes) == list(names) == result.facts["outputs"]
     assert shapes == {"block_0": [17, 32], "patch_tokens": [16, 32], "logits": [5], "features": [32]}
+
+
+def test_a_graph_that_merges_tokens_moves_them_by_products_alone(
+    tmp_path: Path, write_model: Callable[..., Path], run_export: Callable[..., StageResult]
+) -> None:
+    model = write_model(tmp_path / "model", make_spec(merge=(4, 3)))
+
+    facts = run_export(model, tmp_path / "graph", outputs=("logits", "patch_tokens", "patch_sources")).facts
+
+    graph = onnx.load(tmp_path / "graph" / "model.onnx").graph
+    shapes = {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim[1:]] for one in graph.output}
+    merging = {node.op_type for node in graph.node if node.name.startswith("blocks.0.merge/")}
+    assert shapes == {"logits": [5], "patch_tokens": [9, 32], "patch_sources": [9, 16]}
+    assert not {node.op_type for node in graph.node} & {
+        "TopK",
+        "GatherElements",
+        "GatherND",
+        "ScatterElements",
+        "Where",
+    }
+    assert {"MatMul", "Equal", "ArgMax"} <= merging
+    assert {node.op_type for node in graph.node if node.name.startswith("blocks.0.mlp")} == {"MatMul", "Add"}
+    assert facts["parity"]["merge_margin"] > 1e-5
+    assert not [one.name for one in graph.initializer if one.name.endswith("merge.weight")]
+
+
+def test_parity_of_merging_is_judged_on_inputs_whose_choices_are_clear(
+    tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    spec = make_spec(merge=(5, 3))
+    model = load_model(write_model(tmp_path / "model", spec))
+    images, margin = clear_images(model, spec, seed=0)
+    usual = make_images(spec, seed=0)
+
+    margins = choice_margins(model, images)
+    assert images.shape == usual.shape
+    assert margin == margins.min() > choice_margins(model, usual).min()
+    assert np.array_equal(clear_images(model, spec, seed=0)[0], images)
+    noisy = images + 1e-7 * np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
+    outputs = [reference_outputs(model, one, ["patch_sources"])["patch_sources"] for one in (images, noisy)]
+    assert np.array_equal(*outputs)  # what rounding can do changes no choice
+    assert clear_images(load_model(write_model(tmp_path / "plain", make_spec())), make_spec(), seed=0)[1] is None
 
 
 def test_weights_that_do_not_fit_one_file_lie_beside_the_graph(

@@ -14,8 +14,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
+from stages.export.parity import clear_images, reference_outputs
 from stages.stage import StageResult
-from stages.vit.files import save_model
+from stages.vit.files import load_model, save_model
 from stages.vit.timm_reader import read_timm
 from targets.errors import StageError
 from targets.runtimes.catalog import CATALOG
@@ -28,6 +29,7 @@ DYNAMIC = (1, 2, 5)
 MODELS: dict[str, dict[str, Any]] = {
     "class_token": {},
     "average_pooling": {"global_pool": "avg"},
+    "average_of_all": {"global_pool": "avg", "pool_include_prefix": True},
     "registers": {"reg_tokens": 3, "no_embed_class": True},
     "layer_scale": {"init_values": 0.1},
     "qk_norm": {"qk_norm": True},
@@ -82,6 +84,30 @@ def test_every_runtime_answers_as_timm_does(
             found = worker.infer(images.numpy(), batch=batch)
             assert list(found) == [output]
             np.testing.assert_allclose(found[output], expected, atol=tolerance, err_msg=f"{runtime}, batch {batch}")
+
+
+@pytest.mark.parametrize("kind", ["average_of_all", "registers", "clip", "swiglu_with_norms", "post_norm"])
+def test_every_kind_of_model_merges_in_every_runtime_as_in_torch(
+    kind: str, workers: dict[str, Worker], run_export: Export, tmp_path: Path
+) -> None:
+    spec, state = read_timm(make_timm(**MODELS[kind]), name=kind)
+    spec = spec.replace(merge=(5, 3))
+    save_model(tmp_path / "model", spec, state)
+    model = load_model(tmp_path / "model")
+    images, _ = clear_images(model, spec, seed=1)
+    outputs = (model.output_names[0], "patch_tokens")
+    expected = reference_outputs(model, images, outputs)
+
+    run_export(tmp_path / "model", tmp_path / "graph", outputs=outputs)
+
+    assert expected["patch_tokens"].shape == (6, 8, 32)
+    for runtime, worker in workers.items():
+        worker.load(tmp_path / "graph" / "model.onnx", runtime=runtime)
+        for batch in DYNAMIC:
+            found = worker.infer(images, batch=batch)
+            for name, right in expected.items():
+                tolerance = 1e-4 * np.abs(right).max()
+                np.testing.assert_allclose(found[name], right, atol=tolerance, err_msg=f"{runtime}, batch {batch}")
 
 
 @pytest.mark.parametrize("opset", [17, 23])

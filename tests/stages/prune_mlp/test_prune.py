@@ -219,7 +219,7 @@ def test_few_images_are_mentioned_and_too_few_refused(
 @pytest.mark.parametrize(
     ("kind", "options", "reason"),
     [
-        ({"merge": (2, 2, 2)}, {}, "merge tokens"),
+        ({"merge": (2, 2, 2)}, {}, "put merge_tokens behind it"),
         ({"mlp_norm_eps": 1e-6}, {"repair": "parallel"}, "norm before fc2"),
         ({"mlp_norm_eps": 1e-6, "norm_placement": "post"}, {}, "norm before fc2"),
     ],

@@ -181,6 +181,36 @@ def test_a_symmetric_graph_has_only_signed_zero_points_at_zero_and_layers_can_st
         assert worker.matrix_products()["int8"] >= len(LINEAR) - 2
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_what_merges_tokens_stays_fp32_and_the_answers_those_of_the_runtime(
+    symmetric: bool, write_graph: Callable[..., Path], run_quantize: Callable[..., Any], tmp_path: Path, spec: ViTSpec
+) -> None:
+    small = spec.replace(preprocess=Preprocess(height=32, width=32, interpolation="bilinear"), merge=(5, 3))
+    graph = write_graph(tmp_path, spec=small)
+
+    ran = run_quantize(graph, tmp_path, alphas=(0.95,), symmetric=symmetric)
+
+    found = read_graph(ran.context.output / "model.onnx")
+    made_by = {output: node for node in found.node for output in node.output}
+    merging = [node for node in found.node if "/merge/" in node.name or ".merge/" in node.name]
+    products = [node for node in merging if node.op_type == "MatMul"]
+    assert len(products) == 2 * 4  # likeness, ranks, tokens, sizes
+    assert not [node for node in merging if node.op_type.endswith("eLinear")]
+    assert not [
+        name for node in products for name in node.input if name in made_by and "Linear" in made_by[name].op_type
+    ]
+    assert ran.result.facts["agreement"] > 0.8
+    assert ran.result.facts["products"]["int8"] >= len(LINEAR)
+    images, found_answers = ran.context.images[Role.SELECT], {}
+    for runtime in ("onnxruntime", "openvino"):
+        with Worker(threads=1) as worker:
+            worker.load(ran.context.output / "model.onnx", runtime=runtime, precision="int8", batch=4)
+            answered = worker.infer(images.uint8(small.preprocess), batch=4, preprocess=small.preprocess)
+            found_answers[runtime] = answered["logits"].argmax(axis=1)
+    same = (found_answers["onnxruntime"] == found_answers["openvino"]).mean()
+    assert same > 0.9
+
+
 def test_a_graph_whose_answers_are_lost_is_kept_with_a_warning(
     quantized: Any, graph: Path, run_quantize: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,10 +48,16 @@ def specs(draw: st.DrawFn) -> ViTSpec:
         "pool_includes_prefix head_bias"
     )
     norms = "mlp_norm_eps attention_norm_eps qk_norm_eps pre_norm_eps final_norm_eps head_norm_eps"
+    rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    patches, merge = rows * columns, []
+    drawn = tuple(draw(st.lists(blocks, max_size=3)))
+    for _ in drawn:
+        merge.append(draw(st.integers(0, patches // 2)))
+        patches -= merge[-1]
     return ViTSpec.model_validate(
         {
             "architecture": "random",
-            "preprocess": Preprocess(height=4 * draw(st.integers(1, 3)), width=2 * draw(st.integers(1, 3))),
+            "preprocess": Preprocess(height=4 * rows, width=2 * columns),
             "patch_size": (4, 2),
             "width": draw(st.integers(2, 12)),
             "classes": draw(st.integers(0, 3)),
@@ -65,7 +71,10 @@ def specs(draw: st.DrawFn) -> ViTSpec:
             "pooling": draw(st.sampled_from(poolings)),
             **{flag: draw(st.booleans()) for flag in flags.split()},
             **{norm: draw(eps) for norm in norms.split()},
-            "blocks": tuple(draw(st.lists(blocks, max_size=3))),
+            "blocks": drawn,
+            "merge": draw(st.sampled_from([(), tuple(merge)])),
+            "merge_metric": draw(st.sampled_from(["keys", "tokens"])),
+            "merge_proportional": draw(st.booleans()),
         }
     )
 
@@ -89,8 +98,8 @@ def test_any_spec_builds_runs_and_is_counted_right(spec: ViTSpec) -> None:
     assert result.shape == (2, spec.classes or spec.feature_width)
     assert torch.isfinite(result).all()
     assert outputs["features"].shape == (2, spec.feature_width)
-    assert outputs["patch_tokens"].shape == (2, spec.patch_tokens, spec.width)
-    assert model.forward_tokens(images_for(spec)).shape == (2, spec.tokens, spec.width)
+    assert outputs["patch_tokens"].shape == (2, spec.patch_tokens - sum(spec.merge), spec.width)
+    assert model.forward_tokens(images_for(spec)).shape == (2, spec.tokens_in(len(spec.blocks)), spec.width)
     assert count_params(spec) == sum(parameter.numel() for parameter in model.parameters())
     assert count_macs(spec) == counted_macs(spec)
 
@@ -236,11 +245,6 @@ def test_images_of_another_size_are_refused(make_spec: MakeSpec, make_model: Mak
         make_model(make_spec(position="none"))(torch.zeros(1, 3, 24, 16))
 
 
-def test_token_merging_is_refused(make_spec: MakeSpec, make_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match=r"merges tokens .merge \[0, 1\]."):
-        make_model(make_spec(merge=(0, 1)))
-
-
 def test_a_meta_model_has_no_memory_and_the_same_names(make_spec: MakeSpec, make_model: MakeModel) -> None:
     spec = make_spec(register_tokens=2)
     empty = build_empty(spec)
@@ -257,6 +261,7 @@ EXPORTED: dict[str, dict[str, Any]] = {
     "rms_post": {"norm": "rmsnorm", "norm_placement": "post", "pooling": "avgmax", "register_tokens": 1},
     "diluting": {"block": {"attention": "diluting"}},
     "off": {"block": {"attention": "off"}, "position_covers_prefix": False},
+    "merging": {"merge": (1, 1), "register_tokens": 1, "pooling": "avg"},
 }
 
 

@@ -14,6 +14,7 @@ from stages.vit.moments import Moments
 from stages.vit.repair import fit, relative_error
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import READ_BY_HEAD, Part, Visit, sweep, weigh_tokens
+from targets.errors import InputError
 
 MODES = pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "parallel"])
 
@@ -44,6 +45,13 @@ def gather(source: ViT, changed: ViT, batches: list[Tensor], **settings: Any) ->
 
     sweep(source, changed, batches, {Part.ATTENTION: look, Part.MLP: look}, **settings)
     return seen
+
+
+def test_a_model_that_merges_tokens_is_refused(
+    make_pair: Callable[..., tuple[ViT, ViT]], batches: list[Tensor]
+) -> None:
+    with pytest.raises(InputError, match="put merge_tokens behind this stage"):
+        gather(*make_pair(merge=(1, 0)), batches)
 
 
 @MODES
