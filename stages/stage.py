@@ -80,12 +80,12 @@ class Stage(Generic[OptionsT]):
     """the images it reads, given its options"""
     reads: Callable[[OptionsT], Mapping[str, Path]] = lambda options: {}
     """files named by the options, whose content decides the result: {purpose: path}"""
+    reshape: "Callable[[OptionsT, ViTSpec], ViTSpec] | None" = None
+    """the spec after it, without weights or images, for plans; None: unchanged"""
     tools: tuple[str, ...] = ()
     """distributions whose versions decide the result"""
     code: tuple[str, ...] = ()
     """shared folders whose source decides the result, besides its own (`stages/vit`)"""
-    reshape: "Callable[[OptionsT, ViTSpec], ViTSpec] | None" = None
-    """the spec after it, without weights or images, for plans; None: unchanged"""
     reshapes_at_most: Callable[[OptionsT], bool] = lambda options: False
     """whether images decide on the shapes, so that `reshape` only gives what they cannot exceed"""
     aside: tuple[str, ...] = ()

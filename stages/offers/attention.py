@@ -1,25 +1,20 @@
 """Offers of an attention: heads, d_qk and d_v, by rotation, with the closed-form error of each.
 
 Three things are cut: heads, queries with keys, values. Each alone is measured at a few widths and interpolated over its
-closed-form error: of q and k the error of the logits (truncated singular values), of v that of the stream behind
-proj (reduced-rank regression), of heads that of the best proj on those left. A joint shape loses the sum; of fewer
+closed-form error (stages/prune_attention/offers.py). A joint shape loses the sum; of fewer
 heads q, k and v lose their share of the heads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-
-import torch
 
 from stages.offers.answers import Judge
 from stages.offers.curves import between, spread
 from stages.offers.mlp import RIDGE, without
 from stages.offers.options import OffersOptions
 from stages.offers.record import Offer
-from stages.prune_attention import logits
+from stages.prune_attention.offers import offers as closed_form
 from stages.prune_attention.options import AttentionShape, PruneAttentionOptions, fixed
 from stages.prune_attention.prune import prune_block
-from stages.prune_attention.rotate import best_axes
-from stages.prune_attention.values import order_heads, value_errors
 from stages.prune_attention.weights import add_bias, attention_of
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit
@@ -47,21 +42,18 @@ def attention_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, optio
         prune_block(block, AttentionShape(heads=shape[0], d_qk=shape[1], d_v=shape[2]), plan, tried)
         return judge.loss(index, Part.ATTENTION, block.after_attention)
 
-    look = logits.gather(visit.block, visit.inputs())
-    moments, _ = visit.moments()
-    of_queries = _relative(best_axes(look.queries, look.keys).errors.sum(dim=0))
-    of_values = _relative(value_errors(moments, heads).sum(dim=0))
-    of_heads = _relative(order_heads(moments, heads).errors)
+    priced = closed_form(visit)
+    of_queries, of_values = priced.qk_error.sum(dim=0).tolist(), priced.v_error.sum(dim=0).tolist()
+    of_heads = priced.head_error.tolist()
+    moments, _ = next(visits).moments()
 
     measured: dict[Shape, float] = {}
 
     def curve(of: Sequence[float], tried: Sequence[int], shape: Callable[[int], Shape]) -> dict[int, float]:
         measured.update({shape(width): loss(shape(width)) for width in tried})
-        floor = of[-1]  # what nothing cut leaves already
-        known = [of[width] - floor for width in tried]
         losses = [measured[shape(width)] for width in tried]
         every = range(1, len(of))
-        prices = between(known, losses, [of[width] - floor for width in every])
+        prices = between([of[width] for width in tried], losses, [of[width] for width in every])
         return {width: measured.get(shape(width), float(price)) for width, price in zip(every, prices, strict=True)}
 
     off = judge.loss(index, Part.ATTENTION, without(spec, moments.mean_out))
@@ -91,8 +83,3 @@ def _legal(options: OffersOptions, most: int, fixed_width: bool) -> tuple[int, .
     if options.head_widths is not None:
         return (*(width for width in sorted(set(options.head_widths)) if width < most), most)
     return (*range(options.head_multiple, most, options.head_multiple), most)
-
-
-def _relative(errors: torch.Tensor) -> list[float]:
-    relative: list[float] = (errors / errors[0].clamp(min=torch.finfo(torch.float64).tiny)).tolist()
-    return relative

@@ -58,7 +58,9 @@ class AttentionCut:
         moments = None
         if self.visit is not None and self.options.reads_images:
             directions = self.options.snp_directions if self.options.method == "snp" else None
-            moments = logits.gather(self.block, self.visit.inputs(), directions=directions)
+            visit = self.visit
+            chunks = ((chunk, visit.weights(chunk)) for chunk in visit.inputs())
+            moments = logits.gather(self.block, chunks, directions=directions)
         parts = logits.narrowed(
             self._as_it_was,
             rank,
@@ -149,7 +151,7 @@ class AttentionCut:
             return self._random(self.shape.d_v)
         if method == "snp":
             return value_diversity(parts.value[:, :, :-1])
-        columns = last_layer(self.block).weight.T.unflatten(0, (self.shape.heads, -1))  # [H, d, D]
+        columns = last_layer(self.block).weight.T.reshape(self.shape.heads, self.shape.d_v, -1)  # [H, d, D]
         if method == "magnitude" or moments is None:
             return weight_pairs(parts.value, columns)
         return _given_energy(moments, last_layer(self.block).weight, self.shape.heads)
@@ -209,7 +211,7 @@ class AttentionCut:
             return
         axes = own_axes(moments, as_it_is.weight, count, rank)
         seen = head_moments(moments, count)
-        columns = attention.proj.weight.detach().double().T.unflatten(0, (count, -1))  # [H, d, D]
+        columns = attention.proj.weight.detach().double().T.reshape(count, self.shape.d_v, -1)  # [H, d, D]
         turned = torch.linalg.solve(axes.mT @ seen @ axes, axes.mT @ seen @ columns)  # [H, r, D]
         self._turn_values(axes)
         put_proj(attention, turned.flatten(0, 1).T, attention.proj.bias)
@@ -236,9 +238,10 @@ def only(moments: Moments, columns: Tensor) -> Moments:
 
 def _given_energy(moments: Moments, weight: Tensor, heads: int) -> Tensor:
     """Energy that each value dimension gives to the stream, around its mean: [H, d]. weight: [D, M]."""
-    return (moments.gram.diagonal() * weight.square().sum(dim=0)).unflatten(0, (heads, -1))
+    return (moments.gram.diagonal() * weight.square().sum(dim=0)).reshape(heads, -1)
 
 
 def _selection(kept: Tensor, width: int) -> Tensor:
     """Axes that leave the dimensions `kept` [H, r] as they are: [H, d, r]."""
-    return torch.nn.functional.one_hot(kept, width).mT.double()
+    axes: Tensor = nn.functional.one_hot(kept, width).mT.double()
+    return axes

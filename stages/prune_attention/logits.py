@@ -1,7 +1,10 @@
 """Queries and keys on calibration images, and fewer of their dimensions.
 
-Everything is about one attention; the logits are q . k for all pairs of tokens of an image. A constant added to all
-keys of an image cancels in the softmax, so keys are centred image by image.
+Everything is about one attention; the logits are q . k for all pairs of tokens of an image. What the softmax makes of
+small errors of the logits is, to second order, their variance under its own probabilities: KL = 1/2 Var_p(error). So
+keys count as much as they are attended to, on average over the image's queries, and are centred at that mean, because a
+constant added to all keys cancels. Queries count as the tokens do in the repair, and so the one that the head reads
+counts more.
 
 Shapes: B images of a chunk, I images, H heads, N tokens, d width of a head (d_qk), r width kept.
 """
@@ -20,6 +23,8 @@ from stages.vit.model import Block
 
 PER_IMAGE = 256
 """At most so many images keep moments of their own; all of them count in the pooled ones."""
+HELD_OUT = 5
+"""One of so many of them judges whether the refinement on the others pays."""
 SNP_IMAGES = 64
 """SNP scores pairs on so many images, as its authors do."""
 CORP_RIDGE = 1e-3
@@ -28,7 +33,7 @@ CORP_RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class LogitMoments:
-    """Second moments of queries and of centred keys, sums over tokens divided by their number."""
+    """Second moments of queries and of centred keys, weighted means over tokens."""
 
     queries: Tensor
     """[H, d, d], of all images, float64"""
@@ -42,17 +47,23 @@ class LogitMoments:
     """[H, d], SNP's score of each pair, where asked for"""
 
 
-def gather(block: Block, chunks: Iterable[Tensor], *, directions: int | None = None) -> LogitMoments:
-    """Look at the queries and keys of a stream before the attention. chunks: [B, N, D]; directions: SNP's gamma."""
+def gather(block: Block, chunks: Iterable[tuple[Tensor, Tensor]], *, directions: int | None = None) -> LogitMoments:
+    """Look at the queries and keys of a stream before the attention. directions: SNP's gamma.
+
+    chunks: the stream [B, N, D], and weights of its tokens as queries [B, N].
+    """
     queries: list[Tensor] = []
     keys: list[Tensor] = []
     alignment: list[Tensor] = []
     pooled: tuple[Tensor, Tensor] | None = None
     images = 0
-    for chunk in chunks:
+    for chunk, weights in chunks:
         q, k = queries_and_keys(block, chunk)
-        k = k - k.mean(dim=2, keepdim=True)
-        own = q.mT @ q / q.shape[2], k.mT @ k / k.shape[2]  # [B, H, d, d] each
+        share = (weights / weights.mean() / q.shape[2])[:, None, :, None]  # [B, 1, N, 1]
+        # What a key's logit is off by counts as often as that key is looked at.
+        seen = (q * attention_of(block).scale @ k.mT).softmax(dim=-1).mT @ (share / share.sum(dim=2, keepdim=True))
+        centred = k - (seen * k).sum(dim=2, keepdim=True)
+        own = (q * share).mT @ q, (centred * seen).mT @ centred  # [B, H, d, d] each
         sums = own[0].sum(dim=0, dtype=torch.float64), own[1].sum(dim=0, dtype=torch.float64)
         pooled = sums if pooled is None else (pooled[0] + sums[0], pooled[1] + sums[1])
         room = max(PER_IMAGE - images, 0)
@@ -83,7 +94,7 @@ def queries_and_keys(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
         attention.qkv.weight[: 2 * rows],
         None if attention.qkv.bias is None else attention.qkv.bias[: 2 * rows],
     )
-    q, k = (half.unflatten(-1, (attention.heads, attention.d_qk)) for half in both.chunk(2, dim=-1))
+    q, k = (half.reshape(*x.shape[:2], attention.heads, attention.d_qk) for half in both.chunk(2, dim=-1))
     return attention.q_norm(q).transpose(1, 2), attention.k_norm(k).transpose(1, 2)
 
 
@@ -96,7 +107,7 @@ def narrowed(
         axes = best_axes(moments.queries, moments.keys)
         a, b = axes.query[:, :, :rank], axes.key[:, :, :rank]
         if per_image:
-            a, b = refine_per_image(moments.image_queries, moments.image_keys, a, b)
+            a, b = _finer(moments, a, b)
         return replace(parts, query=a.mT @ parts.query, key=b.mT @ parts.key)
     kept = best(_pair_scores(parts, method=method, moments=moments, seed=seed), rank)
     query, key = narrow(parts.query, kept), narrow(parts.key, kept)
@@ -105,6 +116,17 @@ def narrowed(
         a, b = compensation(moments.queries, moments.keys, kept)
         query, key = a.mT @ query, b.mT @ key
     return replace(parts, query=query, key=key)
+
+
+def _finer(moments: LogitMoments, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Refine axes on most images, and keep what is better on the others, head by head."""
+    others = torch.arange(len(moments.image_queries), device=a.device) % HELD_OUT == HELD_OUT - 1
+    if not bool(others.any()):
+        return a, b
+    finer = refine_per_image(moments.image_queries[~others], moments.image_keys[~others], a, b)
+    judged = moments.image_queries[others], moments.image_keys[others]
+    better = (logit_error(*judged, *finer) < logit_error(*judged, a, b))[:, None, None]  # false, too, where not finite
+    return torch.where(better, finer[0], a), torch.where(better, finer[1], b)
 
 
 def compensation(queries: Tensor, keys: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ class PruneAttentionOptions(Record):
         default="auto", description="of the fit, in units of its inputs' mean variance; auto: best on images held out"
     )
     take_back: float = Field(
-        default=0.7,
+        default=0.3,
         ge=0,
         le=1,
         description="share of the error of the blocks before that a block is to take back; sequential repair only",
@@ -158,10 +158,9 @@ def _shrunk(options: PruneAttentionOptions, spec: ViTSpec, shape: AttentionShape
         raise InputError(f"heads {heads} cannot be had: a block has {shape.heads}")
     if heads is None and kept:
         heads, keep = keep, 1.0
-    if heads is None:
-        count = shape.heads
-    else:
-        count = heads if isinstance(heads, int) else max(round(heads * shape.heads), 1)
+    count = shape.heads if heads is None else heads
+    if not isinstance(count, int):
+        count = max(round(count * shape.heads), 1)
     return AttentionShape(
         heads=count,
         d_qk=_rounded(options.qk or keep, shape.d_qk, options.round_to),

@@ -38,7 +38,7 @@ log = logging.getLogger("vitrim.prune_attention")
 
 BATCH = 32
 TOKENS_PER_INPUT = 10
-"""With fewer calibration tokens for each input of proj, the fit begins to follow them instead of what they stand for."""
+"""With fewer calibration tokens for each input of proj, the fit begins to follow them, not what they stand for."""
 
 
 def prune_folder(

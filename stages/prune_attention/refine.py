@@ -42,7 +42,7 @@ def refine(visit: Visit, *, passes: int, lr: float, take_back: float) -> dict[st
     before = _error(visit, take_back=take_back)
     for turn in range(passes):
         for index, chunk in enumerate(_images(visit, take_back=take_back)):
-            steps = torch.randperm(len(chunk[0]), generator=order).split(IMAGES)
+            steps = torch.split(torch.randperm(len(chunk[0]), generator=order), IMAGES)
             for step, some in enumerate(steps):
                 done = (turn + (index + step / len(steps)) / chunks) / passes
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))

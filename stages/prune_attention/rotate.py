@@ -58,7 +58,7 @@ def logit_error(queries: Tensor, keys: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def refine_per_image(
-    queries: Tensor, keys: Tensor, a: Tensor, b: Tensor, *, rounds: int = 6, steps: int = 8
+    queries: Tensor, keys: Tensor, a: Tensor, b: Tensor, *, rounds: int = 2, steps: int = 4
 ) -> tuple[Tensor, Tensor]:
     """Lower the error over the pairs of each image. queries, keys: [I, H, d, d]; a, b: [H, d, r] to start from.
 

@@ -16,7 +16,8 @@ TINY = 1e-300
 def best(scores: Tensor, count: int) -> Tensor:
     """Return the indices of the `count` highest scores of each head, in ascending order: [H, d] -> [H, count]."""
     # A stable sort: of equals the first stays, on every machine.
-    return scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+    chosen: Tensor = scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+    return chosen
 
 
 def pair_alignment(queries: Tensor, keys: Tensor, *, directions: int) -> Tensor:
@@ -32,21 +33,25 @@ def pair_alignment(queries: Tensor, keys: Tensor, *, directions: int) -> Tensor:
     # u_j . q_i = (Z_q a_j) . (Z_q R_q e_i) = (a_j' R_q)_i
     along_q = (left.mT @ triangle_q)[..., :directions, :] / _lengths(triangle_q)
     along_k = (right @ triangle_k)[..., :directions, :] / _lengths(triangle_k)
-    return (along_q * along_k).abs().sum(dim=-2)
+    alignment: Tensor = (along_q * along_k).abs().sum(dim=-2)
+    return alignment
 
 
 def value_diversity(values: Tensor) -> Tensor:
     """SNP's score of each value neuron: how unlike it is to those of all heads. values: weights [H, d, D] -> [H, d]."""
     rows = values.flatten(0, 1)
     rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=TINY)
-    return (1 - (rows @ rows.T).abs()).sum(dim=1).unflatten(0, values.shape[:2])
+    scores: Tensor = (1 - (rows @ rows.T).abs()).sum(dim=1)
+    return scores.reshape(values.shape[:2])
 
 
 def weight_pairs(first: Tensor, second: Tensor) -> Tensor:
     """Product of the lengths of two rows that meet: [H, d, *] and [H, d, *] -> [H, d]."""
-    return first.norm(dim=2) * second.norm(dim=2)
+    product: Tensor = first.norm(dim=2) * second.norm(dim=2)
+    return product
 
 
 def _lengths(triangle: Tensor) -> Tensor:
     """Length of each column: [..., 1, d]."""
-    return triangle.norm(dim=-2, keepdim=True).clamp(min=TINY)
+    lengths: Tensor = triangle.norm(dim=-2, keepdim=True)
+    return lengths.clamp(min=TINY)

@@ -1,7 +1,7 @@
 """The prune_attention stage: its options and how to run it. Light: torch loads when it runs."""
 
 from stages.artifact import Format
-from stages.prune_attention.options import PruneAttentionOptions
+from stages.prune_attention.options import PruneAttentionOptions, reshaped
 from stages.stage import Role, Stage, StageContext, StageResult
 
 
@@ -28,6 +28,7 @@ STAGE = Stage(
     options=PruneAttentionOptions,
     run=prune_attention,
     roles=lambda options: (Role.FIT,) if options.reads_images else (),
+    reshape=reshaped,
     tools=("torch", "numpy", "pillow"),
     code=("stages/vit", "stages/data", "targets/bundle/pixels.py"),
 )

@@ -127,7 +127,11 @@ def through(moments: Moments, axes: Tensor) -> Moments:
 
 def block_diagonal(axes: Tensor) -> Tensor:
     """[H, d, r] -> [H * d, H * r]."""
-    return torch.block_diag(*axes)
+    count, width, rank = axes.shape
+    whole = axes.new_zeros(count, width, count, rank)
+    each = torch.arange(count, device=axes.device)
+    whole[each, :, each] = axes
+    return whole.reshape(count * width, count * rank)
 
 
 def _given_the_others(moments: Moments, heads: int) -> list[tuple[Tensor, Tensor]]:
@@ -149,14 +153,16 @@ def _directions(root: Tensor, coefficients: Tensor, rank: int) -> Tensor:
     if len(right) < rank:  # fewer targets than directions: any others will do
         right = torch.linalg.qr(right.T, mode="complete")[0].T
     basis, _ = torch.linalg.qr(torch.linalg.solve(root, right[:rank].T))
-    return basis
+    found: Tensor = basis
+    return found
 
 
 def _root(moments: Tensor) -> Tensor:
     """Symmetric root [d, d]."""
     values, vectors = torch.linalg.eigh((moments + moments.T) / 2)
     values = values.clamp(min=1e-12 * float(values[-1].clamp(min=1e-200)))
-    return vectors * values.sqrt() @ vectors.T
+    root: Tensor = vectors * values.sqrt() @ vectors.T
+    return root
 
 
 def _ridged(gram: Tensor) -> Tensor:

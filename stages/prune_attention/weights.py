@@ -37,10 +37,8 @@ def read(attention: Attention) -> Projections:
     bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
     rows = torch.cat([layer.weight, bias[:, None]], dim=1).detach().double()
     heads, d_qk, d_v = attention.heads, attention.d_qk, attention.d_v
-    query, key, value = rows.split([heads * d_qk, heads * d_qk, heads * d_v])
-    return Projections(
-        query.unflatten(0, (heads, d_qk)), key.unflatten(0, (heads, d_qk)), value.unflatten(0, (heads, d_v))
-    )
+    query, key, value = torch.split(rows, [heads * d_qk, heads * d_qk, heads * d_v])
+    return Projections(query.reshape(heads, d_qk, -1), key.reshape(heads, d_qk, -1), value.reshape(heads, d_v, -1))
 
 
 def write(attention: Attention, parts: Projections) -> None:
@@ -79,10 +77,11 @@ def head_columns(heads: Tensor, width: int) -> Tensor:
 
 
 def put_proj(attention: Attention, weight: Tensor, bias: Tensor | None) -> None:
-    """Give proj other weights, in place. weight: [O, H * d_v]."""
+    """Give proj other weights, in place. weight: [O, H * d_v]; bias None: as it is."""
     like = attention.proj.weight
     attention.proj.weight, attention.proj.in_features = nn.Parameter(weight.to(like).contiguous()), weight.shape[1]
-    attention.proj.bias = None if bias is None else nn.Parameter(bias.to(like))
+    if bias is not None:
+        attention.proj.bias = nn.Parameter(bias.to(like))
 
 
 def last_layer(block: Block) -> Fit:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stages.vit.model import DTYPES
+from stages.vit.tensor_file import DTYPES
 from targets.errors import InputError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

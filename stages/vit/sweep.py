@@ -6,6 +6,7 @@ sees each stream once, so repairing all sublayers costs about two forward passes
 Whoever changes something gives one function per kind of sublayer. It is called with a Visit, front to back, and may
 
     visit.inputs()    look at the changed stream where it enters the sublayer (as scoring q and k needs)
+    visit.both()      look at both streams there
     visit.moments()   get moments of what enters the sublayer's last linear layer (proj, fc2) and what should leave it
     visit.pairs()     then get both, token by token
     visit.block       change the block in place
@@ -69,22 +70,32 @@ def sweep(
     scratch: Path | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     tell: Callable[[str, float | None], None] = lambda message, share: None,
+    project: "Callable[[Tensor], Tensor] | None" = None,
+    finish: "Callable[[Iterator[tuple[Tensor, Tensor]]], None]" = lambda both: None,
 ) -> int:
     """Visit every sublayer that has an edit, front to back, and return the number of images.
 
     changed: a copy of source; only the edits change it. batches: [B, 3, H, W], read once. scratch: for streams beyond
-    the memory limit; without it they stay in memory. Raises InputError for a model that merges tokens.
+    the memory limit; without it they stay in memory. project: for a changed model of another residual width, what its
+    stream should be where the source's is [B, N, D]; sequential only. finish: gets both streams behind the last block.
+    Raises InputError for a model that merges tokens.
     """
     if any(source.spec["merge"]):
         raise InputError(
             "this model merges tokens, whose streams cannot be compared; put merge_tokens behind this stage"
         )
+    if project is not None and not sequential:
+        raise ValueError("project goes with sequential sweeps only")
     depth = len(source.blocks)
     with torch.no_grad(), TemporaryDirectory(dir=scratch, prefix="streams-") as folder:
         device = next(source.parameters()).device
-        streams = _Streams(device, Path(folder) if scratch else None, memory_limit_bytes)
+        streams = _Streams(device, Path(folder) if scratch else None, memory_limit_bytes, project)
+        streams.changed = [] if project else streams.source
         for batch in batches:
-            streams.source.append(streams.place(source.embed(torch.as_tensor(batch).to(device)).cpu()))
+            pixels = torch.as_tensor(batch).to(device)
+            streams.source.append(streams.place(source.embed(pixels).cpu()))
+            if project:
+                streams.changed.append(streams.place(changed.embed(pixels).cpu()))
         images = sum(len(chunk) for chunk in streams.source)
         for index, (block, copy) in enumerate(zip(source.blocks, changed.blocks, strict=True)):
             for part in Part:
@@ -95,6 +106,7 @@ def sweep(
                     edits[part](visit)
                 visit.leave()
             tell(f"block {index + 1} of {depth}", (index + 1) / depth)
+        finish(streams.both())
     return images
 
 
@@ -134,8 +146,16 @@ class _Streams:
     They lie in main memory or files; computing happens on the models' device.
     """
 
-    def __init__(self, device: torch.device, folder: Path | None, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        folder: Path | None,
+        limit_bytes: int,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.device = device
+        self.narrowed = project is not None
+        self.project = project or (lambda stream: stream)
         self.source: list[Tensor] = []
         self.changed = self.source
         self.folder, self.left_bytes, self.files = folder, limit_bytes, 0
@@ -148,6 +168,11 @@ class _Streams:
         """From here on the changed stream is one of its own."""
         if not self.apart:
             self.changed = [self.place(chunk.clone()) for chunk in self.source]
+
+    def both(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield chunks of both streams, on the models' device."""
+        for chunk, other in zip(self.source, self.changed, strict=True):
+            yield chunk.to(self.device), other.to(self.device)
 
     def place(self, chunk: Tensor) -> Tensor:
         """Return the chunk in memory or, beyond the limit, in a file's mapped pages."""
@@ -187,6 +212,12 @@ class Visit:
         for chunk in self._streams.changed:
             yield chunk.to(self._streams.device)
 
+    def both(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the source's stream and the changed one before the sublayer: [B, N, D] each. Not after `moments`."""
+        if self._source_left:
+            raise RuntimeError("both() comes before moments(), which moves the source's stream on")
+        yield from self._streams.both()
+
     def weights(self, after: Tensor) -> Tensor:
         """Return the weights of tokens [B, N], from the source's stream behind the sublayer [B, N, D]."""
         return after.new_ones(after.shape[:2]) if self._weigh is None else self._weigh(after)
@@ -197,8 +228,9 @@ class Visit:
         """Return moments of what enters the last linear layer with what should leave it, in the stream's scale.
 
         LayerScale counts as a part of the layer. hold_out: return those of one image in HELD_OUT apart, as the second.
-        take_back: share of the targets; the rest is what the source's sublayer makes of the changed stream (sequential
-        sweeps only). through_block: what enters is computed by the block as it is now, in parallel sweeps too.
+        take_back: share of the targets; the rest is what the source's sublayer makes of the changed stream (of its own,
+        if the changed one has another width); sequential sweeps only. through_block: what enters is computed by the
+        block as it is now, in parallel sweeps too.
         The first call moves the source's stream behind the sublayer. A second one, for what enters after the block
         changed, needs no source: it is cheaper, but exists in sequential pre-norm sweeps only.
         """
@@ -209,14 +241,19 @@ class Visit:
         for chunk, other in zip(self._streams.source, self._streams.changed, strict=True):
             before, changed = chunk.to(device), other.to(device)
             if self._source_left:
-                after, targets = before, before - changed
+                after, targets = before, self._streams.project(before) - changed
             else:
                 hidden, branch, after = _run(self.source, self.part, before)
-                targets = after - changed if self._streams.apart and not self.source.post_norm else branch
+                project = self._streams.project
+                aims_at_stream = self._streams.apart and not self.source.post_norm
+                targets = project(after) - changed if aims_at_stream else project(branch)
             if self._streams.apart or through_block:
                 hidden = _hidden(self.block, self.part, changed)
             if self._streams.apart and take_back < 1:
-                _, given, _ = _run(self.source, self.part, changed)
+                if not self._streams.narrowed:
+                    _, given, _ = _run(self.source, self.part, changed)
+                else:
+                    given = self._streams.project(branch)
                 targets = take_back * targets + (1 - take_back) * given
             weights = self.weights(after)
             chunk.copy_(after)

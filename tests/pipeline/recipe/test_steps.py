@@ -89,7 +89,7 @@ def test_an_accepted_order_fits_together_and_a_refused_one_says_where(
         (["distill", "finetune"], "steps[1]: finetune makes the model"),
         (["source"], "steps[0]: stage 'source' is part of every build, and `model` says what it reads; remove"),
         (["export", {"compile": {"runtime": "openvino"}}], "steps[1]: stage 'compile' is part of every build"),
-        (["prune_ml"], "steps[0]: unknown stage 'prune_ml'; did you mean 'prune_mlp'?"),
+        (["distil"], "steps[0]: unknown stage 'distil'; did you mean 'distill'?"),
         (["xyz"], "steps[0]: unknown stage 'xyz'; known: "),
         (
             [{"prune_mlp": None, "keep": 0.5}],

@@ -237,3 +237,70 @@ def test_a_token_without_variance_gets_a_finite_weight(make_spec: Callable[..., 
     tokens[0, 2] = 0
 
     assert bool(weigh_tokens(make_spec())(tokens).isfinite().all())
+
+
+def test_a_changed_model_of_another_width_aims_at_the_projected_stream(
+    make_pair: Callable[..., tuple[ViT, ViT]], batches: list[Tensor]
+) -> None:
+    """The same model stands for the other width; the projection doubles its stream."""
+    source, changed = make_pair()
+    streams: list[tuple[Tensor, Tensor]] = []
+    means: dict[float, Tensor] = {}
+    for take_back in (1.0, 0.25):
+
+        def look(visit: Visit, share: float = take_back) -> None:
+            if visit.index == 0:
+                streams[:] = list(visit.both())
+                means[share] = visit.moments(take_back=share)[0].mean_out
+
+        ends: list[tuple[Tensor, Tensor]] = []
+        sweep(
+            source,
+            changed,
+            batches,
+            {Part.ATTENTION: look},
+            project=lambda stream: 2 * stream,
+            finish=lambda both, ends=ends: ends.extend((x.clone(), y.clone()) for x, y in both),
+        )
+
+    with torch.no_grad():
+        entering = torch.cat([source.embed(batch) for batch in batches])
+        after = source.blocks[0].after_attention(entering)
+        expected = torch.cat([source.blocks[1](source.blocks[0](source.embed(batch))) for batch in batches])
+    all_of_it = (2 * after - entering).mean(dim=(0, 1)).double()
+    own = 2 * (after - entering).mean(dim=(0, 1)).double()
+    torch.testing.assert_close(means[1.0], all_of_it, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(means[0.25], 0.25 * all_of_it + 0.75 * own, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat([x for x, _ in ends]), expected)
+    torch.testing.assert_close(torch.cat([y for _, y in ends]), expected)
+
+
+def test_a_projection_goes_with_sequential_sweeps_only(
+    make_pair: Callable[..., tuple[ViT, ViT]], batches: list[Tensor]
+) -> None:
+    with pytest.raises(ValueError, match="sequential sweeps only"):
+        sweep(*make_pair(), batches, {}, sequential=False, project=lambda stream: stream)
+
+
+def test_what_enters_can_come_from_the_block_as_it_is_now_in_parallel_sweeps_too(
+    make_pair: Callable[..., tuple[ViT, ViT]], batches: list[Tensor]
+) -> None:
+    source, changed = make_pair()
+    means: dict[bool, Tensor] = {}
+    for through_block in (False, True):
+        halved = deepcopy(changed)
+
+        def look(visit: Visit, through: bool = through_block) -> None:
+            attention = visit.block.attn
+            assert attention is not None
+            attention.qkv.weight.mul_(0.5)
+            found, _ = visit.moments(through_block=through)
+            means.setdefault(through, found.mean_in)
+
+        sweep(source, halved, batches, {Part.ATTENTION: look}, sequential=False)
+
+    with torch.no_grad():
+        x = torch.cat([source.embed(batch) for batch in batches])
+        for through_block, model in ((False, source), (True, halved)):
+            expected = model.blocks[0].attention_hidden(x).mean(dim=(0, 1)).double()
+            torch.testing.assert_close(means[through_block], expected, rtol=1e-4, atol=1e-4)
