@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.drop_attention.options import writer_before
+from stages.vit.merging import MergeState
 from stages.vit.model import Attention, Block, LayerScale, Mlp, ViT
 from stages.vit.repair import Fit, best_ridge, fit, lean, relative_error
 from stages.vit.spec import ViTSpec
@@ -27,7 +28,7 @@ class Constant(nn.Module):
         super().__init__()
         self.value = value  # [D]
 
-    def hidden(self, x: Tensor) -> Tensor:
+    def hidden(self, x: Tensor, state: MergeState | None = None) -> Tensor:
         """Return x itself: [B, N, D]."""
         return x
 

@@ -68,8 +68,9 @@ class PruneOptions(Record):
     )
     ridge: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(default="auto", description="of the fits")
     take_back: float = Field(
-        default=0.7, ge=0, le=1, description="share of the error of what came before that a fit is to take back"
+        default=0.7, ge=0, le=1, description="share of the error of what came before that an MLP is to take back"
     )
+    attention_take_back: float = Field(default=0.3, ge=0, le=1, description="the same of an attention")
     refine: int = Field(
         default=0, ge=0, description="passes over the images in which each MLP that was cut is trained by itself"
     )
@@ -94,7 +95,7 @@ class PruneOptions(Record):
             method=self.attention_method,
             repair=self.repair,
             ridge=self.ridge,
-            take_back=self.take_back,
+            take_back=self.attention_take_back,
             images=self.images,
             shapes=(),
         )

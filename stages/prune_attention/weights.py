@@ -68,6 +68,8 @@ def keep_heads(block: Block, kept: Tensor) -> None:
         attention.norm.normalized_shape = (len(columns),)
         for name, values in list(attention.norm.named_parameters()):
             setattr(attention.norm, name, nn.Parameter(values[columns]))
+    if attention.rope is not None and attention.rope.shape[1] > 1:  # a table for each head
+        attention.rope = attention.rope[:, kept]
     put_proj(attention, attention.proj.weight[:, columns], attention.proj.bias)
 
 

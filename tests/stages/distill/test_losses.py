@@ -87,6 +87,7 @@ def test_a_student_that_merges_equal_patches_has_no_error(merge: Any, precision:
         {"class_token": 1.0, "patch_tokens": 1.0},
         weights,
         precision=precision,
+        answers=True,
     )
 
     with torch.no_grad():
