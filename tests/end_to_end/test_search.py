@@ -22,6 +22,7 @@ model:
   arguments: {patch_size: 4, embed_dim: 96, depth: 3, num_heads: 2, mlp_ratio: 8}
 data:
   fit: {dataset: digits, share: [0, 0.3]}
+  train: {dataset: digits, share: [0, 0.3]}
   select: {dataset: digits, share: [0.3, 0.5]}
   evaluate: {dataset: digits, share: [0.5, 1]}
 steps:
