@@ -16,11 +16,9 @@ from stages.drop_attention.options import (
     count_asked,
     refuse_impossible,
     without,
-    writer_before,
 )
 from stages.drop_attention.repair import (
     TOKENS_PER_NEURON,
-    give_biases,
     put_constant,
     refit_mlp,
     remove,
@@ -29,9 +27,11 @@ from stages.drop_attention.repair import (
 from stages.drop_attention.search import Step, divergence, features_without, grow, transfer_entropy
 from stages.vit.counts import count_macs, count_params
 from stages.vit.files import load_labels, load_model, load_spec, save_model
+from stages.vit.last_layer import give_biases
 from stages.vit.model import Block, ViT
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
+from stages.vit.writers import writer_before
 
 if TYPE_CHECKING:
     import numpy as np

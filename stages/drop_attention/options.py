@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from stages.vit.counts import attention_params, mlp_params
 from stages.vit.fold import refuse_unfoldable
 from stages.vit.spec import BlockSpec, ViTSpec
+from stages.vit.writers import with_bias, writer_before
 from targets.errors import InputError
 from targets.record import Record
 
@@ -14,7 +15,6 @@ Unit = Literal["attention", "block"]
 By = Literal["entropy", "divergence"]
 Removal = Literal["off", "dilute"]
 Repair = Literal["mlp", "mean", "none"]
-Writer = Literal["fc2", "proj", "norm_pre", "pos_embed", "patch_embed"]
 
 
 class DropAttentionOptions(Record):
@@ -127,25 +127,8 @@ def without(spec: ViTSpec, dropped: tuple[int, ...], options: DropAttentionOptio
     for index in dropped:
         found = writer_before(spec, index)
         if found is not None:
-            needs = {"fc2": "fc2_bias", "proj": "proj_bias", "patch_embed": "patch_bias"}.get(found[0])
-            spec = spec.replace(**{needs: True}) if needs else spec
+            spec = with_bias(spec, found[0])
     return spec
-
-
-def writer_before(spec: ViTSpec, index: int) -> tuple[Writer, int] | None:
-    """Return what last writes into the stream before a block, with its block or -1: a bias there reaches all tokens.
-
-    None where nothing does that has a bias. Pre-norm models.
-    """
-    for earlier in range(index - 1, -1, -1):
-        if spec.blocks[earlier].mlp:
-            return "fc2", earlier
-        if spec.blocks[earlier].attention != "off":
-            return "proj", earlier
-    if spec.pre_norm_eps is not None:
-        return ("norm_pre", -1) if spec.norm == "layernorm" else None
-    covered = spec.position == "absolute" and spec.position_covers_prefix
-    return ("pos_embed", -1) if covered else ("patch_embed", -1)
 
 
 def reshaped(options: DropAttentionOptions, spec: ViTSpec) -> ViTSpec:

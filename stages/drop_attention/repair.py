@@ -3,18 +3,18 @@
 Shapes: D residual width, M inputs of fc2.
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from stages.drop_attention.options import writer_before
+from stages.vit.last_layer import add_before, last_layer, put_last_layer
 from stages.vit.merging import MergeState
-from stages.vit.model import Attention, Block, LayerScale, Mlp, ViT
-from stages.vit.repair import Fit, best_ridge, fit, lean, relative_error
+from stages.vit.model import Attention, Block, Mlp, ViT
+from stages.vit.repair import best_ridge, fit, lean, relative_error
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit
+from stages.vit.writers import writer_before
 from targets.errors import InputError
 
 TOKENS_PER_NEURON = 10
@@ -64,7 +64,10 @@ def settle_constants(model: ViT, spec: ViTSpec) -> None:
     for index, block in enumerate(cast("list[Block]", list(model.blocks))):
         for part, layer in ((Part.ATTENTION, block.attn), (Part.MLP, block.mlp)):
             if isinstance(layer, Constant):
-                _add_before(model, spec, index, layer.value)
+                writer = writer_before(spec, index)
+                if writer is None:
+                    raise ValueError("no bias writes into the stream before this block")
+                add_before(model, writer, layer.value)
                 put_constant(block, part, None)
 
 
@@ -74,7 +77,7 @@ def refit_mlp(visit: Visit, *, take_back: float) -> dict[str, Any]:
     take_back: share of the error of everything before that it is to take back.
     """
     block = visit.block
-    layer = last_layer(block)
+    layer = last_layer(block, Part.MLP)
     fitted, held_out = visit.moments(hold_out=True)
     tokens, neurons = fitted.tokens + (held_out.tokens if held_out else 0), layer.weight.shape[1]
     if tokens < neurons:
@@ -89,73 +92,7 @@ def refit_mlp(visit: Visit, *, take_back: float) -> dict[str, Any]:
     moments = fitted if held_out is None else fitted.absorb(held_out)
     before = relative_error(moments, kept, layer)
     layer = fit(moments, kept, ridge=ridge)
-    put_last_layer(block, layer)
+    put_last_layer(block, Part.MLP, layer)
     error = relative_error(moments, kept, layer)
     facts = {"tokens": tokens, "neurons": neurons, "ridge": ridge}
     return {**facts, "relative_error_before": before, "relative_error": error}
-
-
-def last_layer(block: Block) -> Fit:
-    """Return fc2 with LayerScale as one layer."""
-    if block.mlp is None:
-        raise ValueError("this block has no MLP")
-    fc2 = block.mlp.fc2
-    scale = block.ls2.gamma.double() if isinstance(block.ls2, LayerScale) else fc2.weight.new_ones(1).double()
-    bias = torch.zeros_like(fc2.weight[:, 0]) if fc2.bias is None else fc2.bias
-    return Fit(fc2.weight.detach().double() * scale[:, None], bias.detach().double() * scale, ridge=0.0)
-
-
-def put_last_layer(block: Block, layer: Fit) -> None:
-    """Put a layer in the place of fc2 and LayerScale, whose factors become 1: no division by tiny factors."""
-    if block.mlp is None:
-        raise ValueError("this block has no MLP")
-    _put(block.mlp.fc2, block.ls2, layer.weight, layer.bias)
-
-
-def give_biases(model: ViT, spec: ViTSpec) -> None:
-    """Add biases of zeros, in place, where the spec has them and the model has not."""
-    blocks = cast("list[Block]", list(model.blocks))
-    wanted: list[tuple[bool, Sequence[nn.Module | None]]] = [
-        (spec.fc2_bias, [block.mlp and block.mlp.fc2 for block in blocks]),
-        (spec.proj_bias, [block.attn and block.attn.proj for block in blocks]),
-        (spec.patch_bias, [model.patch_embed.proj]),
-    ]
-    for has_bias, layers in wanted:
-        for layer in layers:
-            if has_bias and isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is None:
-                layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
-
-
-def _add_before(model: ViT, spec: ViTSpec, index: int, value: Tensor) -> None:
-    """Add a vector [D] to the stream before a block, in place, through the bias that writes there last."""
-    found = writer_before(spec, index)
-    if found is None:
-        raise ValueError("no bias writes into the stream before this block")
-    writer, earlier = found
-    if writer in ("fc2", "proj"):
-        block = cast(Block, model.blocks[earlier])
-        layer, scale = (
-            (cast(Mlp, block.mlp).fc2, block.ls2) if writer == "fc2" else (cast(Attention, block.attn).proj, block.ls1)
-        )
-        gamma = scale.gamma.double() if isinstance(scale, LayerScale) else value.new_ones(1).double()
-        weight, bias = layer.weight.double() * gamma[:, None], cast(Tensor, layer.bias).double() * gamma
-        _put(layer, scale, weight, bias + value)
-    elif writer == "norm_pre":
-        cast(nn.LayerNorm, model.norm_pre).bias.data += value
-    elif writer == "pos_embed":
-        cast(nn.Parameter, model.pos_embed).data += value
-    else:
-        cast(Tensor, model.patch_embed.proj.bias).data += value
-        for token in (model.cls_token, model.reg_token):
-            if token is not None:
-                token.data += value
-
-
-def _put(linear: nn.Linear, scale: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    """Put weights and bias in place of a layer and the LayerScale behind it."""
-    linear.weight, linear.bias = (
-        nn.Parameter(weight.detach().to(linear.weight)),
-        nn.Parameter(bias.detach().to(linear.weight)),
-    )
-    if isinstance(scale, LayerScale):
-        scale.gamma = nn.Parameter(torch.ones_like(scale.gamma))

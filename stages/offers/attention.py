@@ -15,7 +15,8 @@ from stages.offers.record import Offer
 from stages.prune_attention.offers import offers as closed_form
 from stages.prune_attention.options import AttentionShape, PruneAttentionOptions, fixed
 from stages.prune_attention.prune import prune_block
-from stages.prune_attention.weights import add_bias, attention_of
+from stages.prune_attention.weights import attention_of
+from stages.vit.last_layer import give_bias
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit
 
@@ -38,7 +39,7 @@ def attention_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, optio
 
     def loss(shape: Shape) -> float:
         block = (tried := next(visits)).block
-        add_bias(block)
+        give_bias(block, Part.ATTENTION)
         prune_block(block, AttentionShape(heads=shape[0], d_qk=shape[1], d_v=shape[2]), plan, tried)
         return judge.loss(index, Part.ATTENTION, block.after_attention)
 

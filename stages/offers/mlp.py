@@ -9,8 +9,9 @@ from stages.offers.answers import Judge
 from stages.offers.curves import between, spread
 from stages.offers.options import OffersOptions
 from stages.offers.record import Offer
-from stages.prune_mlp.neurons import add_bias, apply, mlp_of, offers, refit
+from stages.prune_mlp.neurons import apply, mlp_of, offers
 from stages.prune_mlp.options import PruneMlpOptions
+from stages.vit.last_layer import give_bias, put_last_layer
 from stages.vit.repair import fit
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit
@@ -32,11 +33,11 @@ def mlp_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, options: Of
     losses = {0: judge.loss(index, Part.MLP, without(spec, moments.mean_out))}
     for width in tried:
         block = next(visits).block
-        add_bias(block)
+        give_bias(block, Part.MLP)
         kept = order.picks[:width]
         apply(block, kept)
         if isinstance(mlp_of(block).norm, nn.Identity):
-            refit(block, fit(moments, kept, ridge=RIDGE))
+            put_last_layer(block, Part.MLP, fit(moments, kept, ridge=RIDGE))
         losses[width] = judge.loss(index, Part.MLP, block.after_mlp)
 
     priced = between([errors[width] for width in losses], list(losses.values()), [errors[width] for width in legal])

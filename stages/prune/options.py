@@ -9,6 +9,7 @@ from stages.prune_attention.options import Method as AttentionMethod
 from stages.prune_mlp.options import Method as MlpMethod
 from stages.prune_mlp.options import PruneMlpOptions
 from stages.vit.spec import BlockSpec, ViTSpec
+from stages.vit.writers import Writer, with_bias, writer_before
 from targets.errors import InputError
 from targets.record import Record
 
@@ -120,7 +121,44 @@ def reshaped(options: PruneOptions, spec: ViTSpec) -> ViTSpec:
     """Return the spec after the stage, without weights or images; for `auto` the spec as it is, the upper bound."""
     if options.blocks == "auto":
         return spec
-    return with_shapes(spec, shapes_asked(options, spec))
+    shapes = shapes_asked(options, spec)
+    after = with_shapes(spec, shapes)
+    for _, writer in removals(spec, after):
+        after = after if writer is None else with_bias(after, writer[0])
+    repairs = options.repair != "none"
+    return after.replace(
+        proj_bias=after.proj_bias or (repairs and cuts_attention(spec, shapes)),
+        fc2_bias=after.fc2_bias or (repairs and cuts_mlp(spec, shapes)),
+    )
+
+
+def cuts_attention(spec: ViTSpec, shapes: tuple[BlockShape, ...]) -> bool:
+    """Whether an attention that stays gets another shape."""
+    pairs = zip(shapes, map(BlockShape.of, spec.blocks), strict=True)
+    return any(shape.heads > 0 and shape.attention != before.attention for shape, before in pairs)
+
+
+def cuts_mlp(spec: ViTSpec, shapes: tuple[BlockShape, ...]) -> bool:
+    """Whether an MLP that stays gets another width."""
+    pairs = zip(shapes, map(BlockShape.of, spec.blocks), strict=True)
+    return any(0 < shape.mlp_width < before.mlp_width for shape, before in pairs)
+
+
+def removals(before: ViTSpec, after: ViTSpec) -> list[tuple[tuple[int, bool], tuple[Writer, int] | None]]:
+    """Return the sublayers that go, as (block, whether it is the MLP), each with what keeps its mean.
+
+    That is None where nothing that has a bias writes into the stream before it, and in post-norm models.
+    """
+    found: list[tuple[tuple[int, bool], tuple[Writer, int] | None]] = []
+    for index, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
+        for is_mlp, gone in (
+            (False, old.attention != "off" and new.attention == "off"),
+            (True, old.mlp and not new.mlp),
+        ):
+            if gone:
+                keeps = before.norm_placement == "pre"
+                found.append(((index, is_mlp), writer_before(after, index, before_mlp=is_mlp) if keeps else None))
+    return found
 
 
 def with_shapes(spec: ViTSpec, shapes: tuple[BlockShape, ...]) -> ViTSpec:

@@ -4,22 +4,29 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from stages.prune.off import add_constant, remove, writer_before
-from stages.prune.options import BlockShape, PruneOptions, reshaped, shapes_asked
-from stages.prune_attention import weights as attention_weights
+from stages.prune.off import remove
+from stages.prune.options import (
+    BlockShape,
+    PruneOptions,
+    cuts_attention,
+    cuts_mlp,
+    removals,
+    reshaped,
+    shapes_asked,
+)
 from stages.prune_attention.options import AttentionShape
 from stages.prune_attention.options import refuse_impossible as refuse_attention
 from stages.prune_attention.prune import prune_block as prune_attention
-from stages.prune_mlp import neurons
 from stages.prune_mlp.options import refuse_impossible as refuse_mlp
 from stages.prune_mlp.prune import prune_block as prune_mlp
 from stages.vit.files import load_labels, load_model, load_spec, save_model
-from stages.vit.model import Block, ViT
+from stages.vit.last_layer import add_before, give_biases
+from stages.vit.model import ViT
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
 
@@ -75,35 +82,25 @@ def prune(
         scratch=scratch,
         tell=tell,
     )
-    pruned_spec = sweeper.spec()
-    return sweeper.pruned, pruned_spec, {**_facts(sweeper.rows, spec, pruned_spec), "images": images}
+    return sweeper.pruned, sweeper.after, {**_facts(sweeper.rows, spec, sweeper.after), "images": images}
 
 
 class _Sweeper:
     """The edits of one sweep."""
 
     def __init__(self, model: ViT, spec: ViTSpec, options: PruneOptions, shapes: tuple[BlockShape, ...]) -> None:
-        self.before, self.options, self.shapes = spec, options, shapes
+        self.before, self.shapes = spec, shapes
         self.for_mlps, self.for_attention = options.for_mlps(), options.for_attention()
-        self.cuts_mlp = any(0 < one.mlp_width < was.mlp_width for one, was in self._pairs())
-        self.cuts_attention = any(one.heads and one.attention != was.attention for one, was in self._pairs())
-        if self.cuts_mlp:
+        if cuts_mlp(spec, shapes):
             refuse_mlp(self.for_mlps, spec)
-        if self.cuts_attention:
+        if cuts_attention(spec, shapes):
             refuse_attention(self.for_attention, spec)
+        self.after = reshaped(options, spec)
         self.pruned = deepcopy(model)
-        self.blocks = cast("list[Block]", list(self.pruned.blocks))
+        give_biases(self.pruned, self.after)
         self.rows: list[dict[str, Any]] = []
-        keeps_mean = spec.norm_placement == "pre"
-        self.off = [
-            (index, part)
-            for index, (one, was) in enumerate(self._pairs())
-            for part in Part
-            if _is_off(one, part) and not _was_off(was, part)
-        ]
-        self.writers = {place: writer for place in self.off if (writer := self._writer(*place))} if keeps_mean else {}
-        """where the mean of a sublayer that goes is kept"""
-        self._give_biases()
+        self.writers = dict(removals(spec, self.after))
+        """what keeps the mean of each sublayer that goes"""
 
     def attention(self, visit: Visit) -> None:
         """Cut one attention."""
@@ -123,53 +120,20 @@ class _Sweeper:
             facts = prune_mlp(visit.block, width, self.for_mlps, visit)
             self.rows.append({"block": visit.index, "part": "mlp", **facts})
 
-    def spec(self) -> ViTSpec:
-        """The spec of the pruned model."""
-        spec = reshaped(self.options, self.before)
-        proj = any(block.attn is not None and block.attn.proj.bias is not None for block in self.blocks)
-        fc2 = any(block.mlp is not None and block.mlp.fc2.bias is not None for block in self.blocks)
-        return spec.replace(proj_bias=spec.proj_bias or proj, fc2_bias=spec.fc2_bias or fc2)
-
     def _remove(self, visit: Visit) -> None:
         row: dict[str, Any] = {"block": visit.index, "part": visit.part.value, "off": True}
-        writer = self.writers.get((visit.index, visit.part))
+        writer = self.writers[visit.index, visit.part is Part.MLP]
         if writer is not None:
             moments, _ = visit.moments()
-            mean = moments.mean_out
-            add_constant(self.blocks[writer[0]], writer[1], mean)
-            visit.shift(mean)
-            row["mean_kept_in"] = f"block {writer[0]}, {writer[1].value}"
+            add_before(self.pruned, writer, moments.mean_out)
+            visit.shift(moments.mean_out)
+            row["mean_kept_in"] = writer[0] if writer[1] < 0 else f"{writer[0]} of block {writer[1]}"
         remove(visit.block, visit.part)
         self.rows.append(row)
-
-    def _writer(self, index: int, part: Part) -> tuple[int, Part] | None:
-        """Return the sublayer before this one that stays."""
-        gone = set(self.off)
-        at: tuple[int, Part] | None = (index, part)
-        while at is not None and (at in gone):
-            at = writer_before(self.blocks, *at)
-        return at
-
-    def _give_biases(self) -> None:
-        """Give all last layers of a kind a bias where one of them gets one: a spec says it for all blocks."""
-        writes = {part for _, part in self.writers.values()}
-        repairs = self.options.repair != "none"
-        if Part.ATTENTION in writes or (repairs and self.cuts_attention):
-            for block in self.blocks:
-                attention_weights.add_bias(block)
-        if Part.MLP in writes or (repairs and self.cuts_mlp):
-            for block in self.blocks:
-                neurons.add_bias(block)
-
-    def _pairs(self) -> list[tuple[BlockShape, BlockShape]]:
-        return [(one, BlockShape.of(was)) for one, was in zip(self.shapes, self.before.blocks, strict=True)]
 
 
 def _is_off(shape: BlockShape, part: Part) -> bool:
     return not (shape.heads if part is Part.ATTENTION else shape.mlp_width)
-
-
-_was_off = _is_off
 
 
 def _facts(rows: list[dict[str, Any]], before: ViTSpec, after: ViTSpec) -> dict[str, Any]:

@@ -19,17 +19,16 @@ from stages.prune_attention.weights import (
     attention_of,
     head_columns,
     keep_heads,
-    last_layer,
     narrow,
     put_proj,
     read,
-    refit,
     write,
 )
+from stages.vit.last_layer import last_layer, put_last_layer
 from stages.vit.model import Block
 from stages.vit.moments import Moments
 from stages.vit.repair import best_ridge, fit, relative_error
-from stages.vit.sweep import Visit
+from stages.vit.sweep import Part, Visit
 from targets.errors import InputError
 
 CORP_RIDGE = 1e-3
@@ -115,7 +114,7 @@ class AttentionCut:
             ridge = best_ridge(through(fitted, axes), through(held_out or fitted, axes), every)
         layer = fit(seen, every, ridge=ridge)
         self.facts |= {"relative_error": relative_error(seen, every, layer), "ridge": ridge}
-        refit(self.block, layer)
+        put_last_layer(self.block, Part.ATTENTION, layer)
 
     def _keep_heads(self, count: int, moments: Moments | None) -> Tensor:
         """Take heads out and return the columns of proj, as it was, that stay: [K]."""
@@ -136,7 +135,7 @@ class AttentionCut:
         parts, method = self._as_it_was, self.options.method
         if method in ("energy", "corp"):
             assert moments is not None
-            return _given_energy(moments, last_layer(self.block).weight, self.shape.heads).sum(dim=1)
+            return _given_energy(moments, last_layer(self.block, Part.ATTENTION).weight, self.shape.heads).sum(dim=1)
         if method == "random":
             return self._random(1)[:, 0]
         diversity = self._value_scores(None)
@@ -151,10 +150,12 @@ class AttentionCut:
             return self._random(self.shape.d_v)
         if method == "snp":
             return value_diversity(parts.value[:, :, :-1])
-        columns = last_layer(self.block).weight.T.reshape(self.shape.heads, self.shape.d_v, -1)  # [H, d, D]
+        columns = last_layer(self.block, Part.ATTENTION).weight.T.reshape(
+            self.shape.heads, self.shape.d_v, -1
+        )  # [H, d, D]
         if method == "magnitude" or moments is None:
             return weight_pairs(parts.value, columns)
-        return _given_energy(moments, last_layer(self.block).weight, self.shape.heads)
+        return _given_energy(moments, last_layer(self.block, Part.ATTENTION).weight, self.shape.heads)
 
     def _value_axes(self, rank: int, moments: Moments) -> Tensor:
         """Directions to keep of each head's output: [H, d, r]."""
@@ -197,7 +198,7 @@ class AttentionCut:
 
     def _compensate(self, rank: int, moments: Moments) -> None:
         """Cut values and let proj make up for what is cut, head by head (rotate) or with a bias (corp)."""
-        attention, as_it_is = attention_of(self.block), last_layer(self.block)
+        attention, as_it_is = attention_of(self.block), last_layer(self.block, Part.ATTENTION)
         count, every = self.shape.heads, torch.arange(self.shape.heads * rank, device=moments.gram.device)
         if self.options.method == "corp":
             axes = self._value_axes(rank, moments)
@@ -207,7 +208,9 @@ class AttentionCut:
                 mean_out=as_it_is.weight @ moments.mean_in + as_it_is.bias,
             )
             self._turn_values(axes)
-            refit(self.block, fit(through(given, block_diagonal(axes)), every, ridge=CORP_RIDGE))
+            put_last_layer(
+                self.block, Part.ATTENTION, fit(through(given, block_diagonal(axes)), every, ridge=CORP_RIDGE)
+            )
             return
         axes = own_axes(moments, as_it_is.weight, count, rank)
         seen = head_moments(moments, count)

@@ -22,9 +22,10 @@ from stages.prune_attention.logits import gather, queries_and_keys
 from stages.prune_attention.options import AttentionShape
 from stages.prune_attention.rotate import Axes, best_axes
 from stages.prune_attention.values import order_heads, value_errors
-from stages.prune_attention.weights import attention_of, last_layer
+from stages.prune_attention.weights import attention_of
+from stages.vit.last_layer import last_layer
 from stages.vit.model import Block
-from stages.vit.sweep import Visit
+from stages.vit.sweep import Part, Visit
 
 MEASURED_SHARES = (0.125, 0.25, 0.5, 0.75)
 """Ranks, as shares of d_qk, at which the effect of a logit error is measured."""
@@ -110,7 +111,7 @@ def _effects(block: Block, x: Tensor, weights: Tensor, axes: Axes, ranks: list[i
     values = (
         attention.qkv(entering)[..., 2 * heads * attention.d_qk :].reshape(*x.shape[:2], heads, width).transpose(1, 2)
     )
-    columns = last_layer(block).weight.reshape(-1, heads, width).permute(1, 2, 0).to(x)  # [H, d_v, D]
+    columns = last_layer(block, Part.ATTENTION).weight.reshape(-1, heads, width).permute(1, 2, 0).to(x)  # [H, d_v, D]
     gram = columns @ columns.mT
     whole = (q * attention.scale @ k.mT).softmax(dim=-1)
     found = []

@@ -18,8 +18,8 @@ from stages.prune_attention.options import (
     reshaped,
     shapes_asked,
 )
-from stages.prune_attention.weights import add_bias
 from stages.vit.files import load_labels, load_model, load_spec, save_model
+from stages.vit.last_layer import give_bias
 from stages.vit.model import Block, ViT
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
@@ -79,7 +79,7 @@ def prune(
     blocks = cast("list[Block]", list(pruned.blocks))
     if pruned_spec.proj_bias and not spec.proj_bias:
         for block in blocks:
-            add_bias(block)
+            give_bias(block, Part.ATTENTION)
     rows: list[dict[str, Any]] = []
 
     def edit(index: int, block: Block, visit: Visit | None) -> None:
@@ -111,7 +111,7 @@ def prune_block(
     """Cut a block's attention to a shape in place, fit its proj again if asked to, and return facts.
 
     shape: one that `options.check_shape` allows. visit: of this block's attention, in a sweep that is sequential if the
-    repair is; None where the options need no images. A repair needs a proj with a bias (`weights.add_bias`). index:
+    repair is; None where the options need no images. A repair needs a proj with a bias (`last_layer.give_bias`). index:
     number of the block, which seeds `method: random`.
     """
     cut = AttentionCut(block, options, visit, index=index)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stages.vit.model import Attention, Block, LayerScale
-from stages.vit.repair import Fit
+from stages.vit.model import Attention, Block
 
 
 @dataclass(frozen=True)
@@ -84,25 +83,3 @@ def put_proj(attention: Attention, weight: Tensor, bias: Tensor | None) -> None:
     attention.proj.weight, attention.proj.in_features = nn.Parameter(weight.to(like).contiguous()), weight.shape[1]
     if bias is not None:
         attention.proj.bias = nn.Parameter(bias.to(like))
-
-
-def last_layer(block: Block) -> Fit:
-    """Return proj with LayerScale as one layer, as it is."""
-    proj = attention_of(block).proj
-    scale = block.ls1.gamma.double() if isinstance(block.ls1, LayerScale) else 1.0
-    weight = (proj.weight.detach().double().T * scale).T
-    bias = weight.new_zeros(len(weight)) if proj.bias is None else proj.bias.detach().double() * scale
-    return Fit(weight, bias, ridge=0.0)
-
-
-def refit(block: Block, layer: Fit) -> None:
-    """Put a fitted layer in the place of proj and LayerScale, whose factors become 1: no division by tiny factors."""
-    put_proj(attention_of(block), layer.weight, layer.bias)
-    if isinstance(block.ls1, LayerScale):
-        block.ls1.gamma = nn.Parameter(torch.ones_like(block.ls1.gamma))
-
-
-def add_bias(block: Block) -> None:
-    """Give proj a bias of zeros where it has none: repair and centring need one, and a spec says it for all blocks."""
-    if block.attn is not None and block.attn.proj.bias is None:
-        block.attn.proj.bias = nn.Parameter(torch.zeros_like(block.attn.proj.weight[:, 0]))

@@ -10,9 +10,10 @@ from stages.prune_mlp.dgmr import order_by_diversity
 from stages.prune_mlp.ols import Order, error_curve, order_by_error
 from stages.prune_mlp.options import PruneMlpOptions
 from stages.prune_mlp.similarity import ALIKE, cut, groups_at, medoids, similarity, tree_of
-from stages.vit.model import Block, LayerScale, Mlp
+from stages.vit.last_layer import last_layer
+from stages.vit.model import Block, Mlp
 from stages.vit.moments import Moments
-from stages.vit.repair import Fit
+from stages.vit.sweep import Part
 
 SELECTION_RIDGE = 1e-4
 """Share of the neurons' mean variance added in the selection: nearly dependent neurons then do not look useful."""
@@ -53,7 +54,8 @@ def energies(block: Block, moments: Moments, *, centred: bool = True) -> Tensor:
     power = moments.gram.diagonal()
     if not centred:
         power = power + moments.weight * moments.mean_in.square()
-    return power * last_layer(block).weight.square().sum(dim=0)
+    energy: Tensor = power * last_layer(block, Part.MLP).weight.square().sum(dim=0)
+    return energy
 
 
 def _groups(block: Block, moments: Moments, options: PruneMlpOptions, *, count: int | None) -> Order:
@@ -100,30 +102,6 @@ def apply(block: Block, kept: Tensor) -> None:
         for name, values in list(mlp.norm.named_parameters()):
             setattr(mlp.norm, name, nn.Parameter(values[kept]))
     mlp.fc2.weight, mlp.fc2.in_features = nn.Parameter(mlp.fc2.weight[:, kept]), len(kept)
-
-
-def refit(block: Block, layer: Fit) -> None:
-    """Put a fitted layer in the place of fc2 and LayerScale, whose factors become 1: no division by tiny factors."""
-    mlp = mlp_of(block)
-    mlp.fc2.weight = nn.Parameter(layer.weight.to(mlp.fc2.weight))
-    mlp.fc2.bias = nn.Parameter(layer.bias.to(mlp.fc2.weight))
-    if isinstance(block.ls2, LayerScale):
-        block.ls2.gamma = nn.Parameter(torch.ones_like(block.ls2.gamma))
-
-
-def last_layer(block: Block) -> Fit:
-    """Return fc2 with LayerScale as one layer, as it is."""
-    fc2 = mlp_of(block).fc2
-    scale = block.ls2.gamma.double() if isinstance(block.ls2, LayerScale) else 1.0
-    weight = (fc2.weight.double().T * scale).T
-    bias = weight.new_zeros(len(weight)) if fc2.bias is None else fc2.bias.double() * scale
-    return Fit(weight, bias, ridge=0.0)
-
-
-def add_bias(block: Block) -> None:
-    """Give fc2 a bias of zeros where it has none: the repair needs one, and a spec says it for all blocks."""
-    if block.mlp is not None and block.mlp.fc2.bias is None:
-        block.mlp.fc2.bias = nn.Parameter(torch.zeros_like(block.mlp.fc2.weight[:, 0]))
 
 
 def mlp_of(block: Block) -> Mlp:

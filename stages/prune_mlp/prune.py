@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from stages.prune_mlp.neurons import add_bias, apply, last_layer, mlp_of, offers, refit
+from stages.prune_mlp.neurons import apply, mlp_of, offers
 from stages.prune_mlp.options import PruneMlpOptions, refuse_impossible, reshaped, widths_asked
 from stages.prune_mlp.refine import refine
 from stages.prune_mlp.similarity import ALIKE, count_alike, merge, similarity
 from stages.prune_mlp.streaming import stream_folder
 from stages.vit.files import load_labels, load_model, load_spec, save_model
+from stages.vit.last_layer import give_bias, last_layer, put_last_layer
 from stages.vit.model import Block, ViT
 from stages.vit.moments import Moments
 from stages.vit.repair import Fit, best_ridge, fit, lean, relative_error
@@ -93,7 +94,7 @@ def prune(
     blocks = cast("list[Block]", list(pruned.blocks))
     if options.sets_bias and not spec.fc2_bias:
         for block in blocks:
-            add_bias(block)
+            give_bias(block, Part.MLP)
     rows: list[dict[str, Any]] = []
 
     def edit_block(index: int, block: Block, visit: Visit | None) -> None:
@@ -153,16 +154,20 @@ def prune_block(
             f"{moments.tokens} tokens of calibration images cannot describe {mlp.fc2.in_features} neurons; give more "
             f"images of fit: {TOKENS_PER_NEURON} tokens per neuron are a good measure"
         )
-    aim = partial(_aim, as_it_was=last_layer(block), options=options)
+    aim = partial(_aim, as_it_was=last_layer(block, Part.MLP), options=options)
     order = offers(block, aim(moments), options, count=width, seed=seed)
     kept, width = order.picks, len(order.picks)
     facts |= {"width_after": width, "alike": count_alike(similarity(moments))}
-    merged = None if order.groups is None else merge(last_layer(block), moments, kept, order.groups)
+    merged = None if order.groups is None else merge(last_layer(block, Part.MLP), moments, kept, order.groups)
     apply(block, kept)
     if options.repair == "none":
         if merged is not None:
-            refit(block, merged)
-        return {**facts, "tokens": moments.tokens, "relative_error": relative_error(moments, kept, last_layer(block))}
+            put_last_layer(block, Part.MLP, merged)
+        return {
+            **facts,
+            "tokens": moments.tokens,
+            "relative_error": relative_error(moments, kept, last_layer(block, Part.MLP)),
+        }
 
     if not isinstance(mlp.norm, nn.Identity):  # fewer neurons changed its statistics, so look again at what leaves it
         fitted, held_out = visit.moments(hold_out=hold_out)
@@ -173,7 +178,7 @@ def prune_block(
         ridge = best_ridge(aim(fitted), aim(held_out or fitted), kept)
     layer = fit(aim(moments), kept, ridge=ridge)
     facts |= {"tokens": moments.tokens, "relative_error": relative_error(moments, kept, layer), "ridge": ridge}
-    refit(block, layer)
+    put_last_layer(block, Part.MLP, layer)
     if options.refine:
         facts["refined"] = refine(visit, passes=options.refine, lr=options.refine_lr, take_back=options.take_back)
     return facts

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from stages.drop_attention.drop import remove_from
-from stages.drop_attention.options import DropAttentionOptions, without, writer_before
-from stages.drop_attention.repair import give_biases, last_layer, put_constant, settle_constants
+from stages.drop_attention.options import DropAttentionOptions, without
+from stages.drop_attention.repair import put_constant, settle_constants
+from stages.vit.last_layer import give_biases, last_layer
 from stages.vit.model import ViT
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part
+from stages.vit.writers import writer_before
 from targets.errors import InputError
 
 MakeModel = Callable[..., tuple[ViT, ViTSpec]]
@@ -108,7 +110,9 @@ def test_an_mlp_that_takes_nothing_back_stays_as_it_is(make_model: MakeModel, pi
     options = DropAttentionOptions(blocks=(1,), take_back=0.0)
     changed, _, _ = remove_from(model, spec, (1,), options, pictures)
 
-    assert torch.allclose(last_layer(changed.blocks[3]).weight, last_layer(model.blocks[3]).weight, atol=1e-3)
+    assert torch.allclose(
+        last_layer(changed.blocks[3], Part.MLP).weight, last_layer(model.blocks[3], Part.MLP).weight, atol=1e-3
+    )
 
 
 def test_too_few_tokens_for_an_mlp_are_refused(make_model: MakeModel) -> None:

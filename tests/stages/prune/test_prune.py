@@ -86,13 +86,31 @@ def test_what_a_sublayer_added_on_average_stays(make_model: MakeModel, pictures:
 
     wanted = logits(model, pictures)
     assert (logits(pruned, pictures) - wanted).norm() < 0.8 * (logits(without, pictures) - wanted).norm()
-    assert facts["blocks"][0]["mean_kept_in"] == "block 1, attention"
+    assert facts["blocks"][0]["mean_kept_in"] == "proj of block 1"
 
 
-def test_the_first_sublayer_has_no_place_for_its_mean(make_model: MakeModel, pictures: list[Tensor]) -> None:
-    model, spec = make_model()
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [({}, "pos_embed"), ({"position": "none"}, "patch_embed"), ({"pre_norm_eps": 1e-6}, "norm_pre")],
+    ids=["positions", "patches", "norm"],
+)
+def test_before_the_first_block_the_embedding_keeps_the_mean(
+    kind: dict[str, Any], place: str, make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
+    with torch.no_grad():
+        model.blocks[0].attn.proj.weight.zero_()
 
     pruned, _, facts = prune(model, spec, PruneOptions(blocks=shapes(spec, b0=OFF)), pictures)
+
+    assert facts["blocks"][0]["mean_kept_in"] == place
+    assert torch.allclose(logits(pruned, pictures), logits(model, pictures), atol=2e-5)
+
+
+def test_a_post_norm_model_keeps_no_mean(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model(norm_placement="post")
+
+    pruned, _, facts = prune(model, spec, PruneOptions(blocks=shapes(spec, b1=OFF)), pictures)
 
     assert "mean_kept_in" not in facts["blocks"][0]
     assert logits(pruned, pictures).isfinite().all()
@@ -105,7 +123,7 @@ def test_a_block_of_which_nothing_is_left(make_model: MakeModel, pictures: list[
         model, spec, PruneOptions(blocks=shapes(spec, b1={**OFF, "mlp_width": 0}, b2={"mlp_width": 16})), pictures
     )
 
-    assert [row.get("mean_kept_in") for row in facts["blocks"][:2]] == ["block 0, mlp"] * 2
+    assert [row.get("mean_kept_in") for row in facts["blocks"][:2]] == ["fc2 of block 0"] * 2
     save_model(tmp_path, pruned_spec, pruned.state_dict())
     assert torch.equal(logits(load_model(tmp_path), pictures), logits(pruned, pictures))
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from stages.prune_attention.options import AttentionShape, PruneAttentionOptions
 from stages.prune_attention.prune import prune_block as prune_attention
-from stages.prune_attention.weights import add_bias
 from stages.prune_mlp.options import PruneMlpOptions
 from stages.prune_mlp.prune import prune_block as prune_mlp
+from stages.vit.last_layer import give_bias
 from stages.vit.model import ViT
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, sweep, weigh_tokens
@@ -26,7 +26,7 @@ def test_both_kinds_of_sublayers_are_cut_in_one_sweep(
     model, spec = make_model(proj_bias=False)
     pruned = deepcopy(model)
     for block in pruned.blocks:
-        add_bias(block)
+        give_bias(block, Part.ATTENTION)
     attention = PruneAttentionOptions.model_validate({"repair": repair})
     mlp = PruneMlpOptions.model_validate({"repair": repair})
     shape = AttentionShape(heads=2, d_qk=5, d_v=6)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.prune_mlp.neurons import apply, energies, input_rows, last_layer, mlp_of, offers, refit
+from stages.prune_mlp.neurons import apply, energies, input_rows, mlp_of, offers
 from stages.prune_mlp.options import PruneMlpOptions
+from stages.vit.last_layer import last_layer, put_last_layer
 from stages.vit.model import Block, ViT
 from stages.vit.moments import Moments
 from stages.vit.spec import ViTSpec
+from stages.vit.sweep import Part
 
 KINDS: dict[str, dict[str, Any]] = {
     "mlp": {},
@@ -64,7 +66,7 @@ def test_kept_neurons_keep_what_they_compute(block: Block, tokens: Tensor) -> No
 def test_the_last_layer_put_back_changes_nothing(block: Block, tokens: Tensor) -> None:
     before = block.after_mlp(tokens)
 
-    refit(block, last_layer(block))
+    put_last_layer(block, Part.MLP, last_layer(block, Part.MLP))
 
     torch.testing.assert_close(block.after_mlp(tokens), before)
 
