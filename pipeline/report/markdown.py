@@ -128,7 +128,12 @@ def _search(report: Report) -> list[str]:
     heads = ("block", "sublayer", "before", "after", "loss added", "time, of the unpruned engine's")
     table = _table(heads, [[cell.replace("|", "\\|") for cell in row] for row in rows], numbers=(0, 2, 3, 4))
     folded = f"<details><summary>Every sublayer</summary>\n\n{table}\n\n</details>"
-    return ["## How shapes were chosen", _text_whole(trade.sentence(decision)), folded]
+    tried = [
+        (f"**{what}**" if chosen else what, ratio, alone, within)
+        for what, ratio, alone, within, chosen in trade.ground_rows(decision)
+    ]
+    tables_ = [_table(("tried", "latency alone", "loss alone", "loss within the budget"), tried, numbers=(1, 2, 3))]
+    return ["## How shapes were chosen", _text_whole(trade.sentence(decision)), *(tables_ if tried else []), folded]
 
 
 def _candidates(report: Report) -> list[str]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipeline.report import figures
 from pipeline.report.charts import Axis, drawing, line, markup, percent, write
-from pipeline.search.record import Decision, ParetoPoint, SublayerDecision
+from pipeline.search.record import Decision, Ground, ParetoPoint, SublayerDecision
 
 UNITS = {"kl_nats": "nats of KL divergence", "feature_error": "of the features' variance"}
 HEIGHT = 220
@@ -89,6 +89,25 @@ def round_rows(decision: Decision) -> list[tuple[str, str, str, str]]:
             loss(one.loss),
         )
         for one in decision.rounds
+    ]
+
+
+def ground_rows(decision: Decision) -> list[tuple[str, str, str, str, bool]]:
+    """Widths and schedules of merging that were compared: what, time and loss of it alone, loss within the limits."""
+
+    def what(one: Ground) -> str:
+        tokens = "all tokens" if one.tokens is None else f"{figures.percent(one.tokens)} of the tokens"
+        return f"width {one.width:,}, {tokens}"
+
+    return [
+        (
+            what(one),
+            figures.number(one.ratio, 3),
+            loss(one.loss),
+            "none keeps the budget" if one.best is None else loss(one.best),
+            one.chosen,
+        )
+        for one in decision.grounds
     ]
 
 

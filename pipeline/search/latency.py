@@ -47,7 +47,7 @@ class LatencyTable(Record):
     unpruned_p50_ms: float
     """of the unpruned engine, the unit of all shares"""
     rest: float
-    """what is no sublayer to choose shapes for: 1 less the source's own sublayers"""
+    """what is no sublayer to choose shapes for: the whole model less its sublayers"""
     mlp: tuple[MeasuredMlp, ...] = ()
     """measured, by width; none where MLPs are not searched"""
     attention: tuple[MeasuredAttention, ...] = ()
@@ -72,7 +72,7 @@ class LatencyTable(Record):
         return float(_features([shape])[0] @ self._coefficients())
 
     def share(self, spec: ViTSpec) -> float:
-        """Time of a whole model; 1 for the source."""
+        """Time of a whole model; 1 for the unpruned one."""
         return self.rest + self.sublayers(spec)
 
     def sublayers(self, spec: ViTSpec) -> float:

@@ -109,10 +109,11 @@ def table_from(
     sizes: Mapping[str, int],
     *,
     unpruned_p50_ms: float,
+    whole: float = 1.0,
 ) -> LatencyTable:
-    """Put the table together. source: the model's own spec; by probe:
+    """Put the table together. source: spec of the model that is pruned; whole: its time over the unpruned engine's.
 
-    shares: measured times over the unpruned engine's; sizes: engine bytes.
+    By probe: shares, measured times over the unpruned engine's; sizes, engine bytes.
     """
     empty = max(shares[ONE] - (shares[SEVERAL] - shares[ONE]) / (BLOCKS - 1), 0.0)
     mlp, attention = [], []
@@ -133,7 +134,7 @@ def table_from(
         bytes_fixed=fixed,
         bytes_per_param=per_param,
     )
-    return table.replace(rest=1.0 - table.sublayers(source))
+    return table.replace(rest=whole - table.sublayers(source))
 
 
 def measure_shares(

@@ -54,6 +54,21 @@ class ParetoPoint(Record):
     """share of the unpruned model's"""
 
 
+class Ground(Record):
+    """One width of the stream and one schedule of merging: what scales all sublayers, tried one by one."""
+
+    width: int
+    tokens: float | None
+    """share of the patch tokens left at the end; None: nothing merges"""
+    ratio: float
+    """time with all sublayers whole, over the unpruned engine's"""
+    loss: float
+    """of the answers with all sublayers whole"""
+    best: float | None
+    """predicted loss within the limits; None: no shapes keep them"""
+    chosen: bool
+
+
 class Decision(Record):
     """Shapes for one target, how they were found, and what else could have been had."""
 
@@ -65,8 +80,14 @@ class Decision(Record):
     limits: dict[str, float]
     """what had to hold: latency as a share of the unpruned engine's, parameters, macs"""
     shapes: tuple[BlockShape, ...]
+    width: int | None = None
+    """of the residual stream, where it is narrowed"""
+    merge: tuple[int, ...] = ()
+    """tokens merged in each block, where some are"""
     loss: float
-    """sum over the sublayers"""
+    """sum over the sublayers, with what width and merging lose"""
+    grounds: tuple[Ground, ...] = ()
+    """widths and schedules of merging that were compared, where there were several"""
     sublayers: tuple[SublayerDecision, ...]
     rounds: tuple[Round, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()

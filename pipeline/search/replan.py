@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.plan import Candidate, Plan, PlannedStep, TargetPlan, is_auto, make_plan
+from pipeline.recipe.model import Step
 from pipeline.search.record import Decision
 from stages.artifact import Format
 from stages.catalog import get_stage
@@ -43,13 +44,17 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candid
     """Plan one target with the shapes decided, for the runtime and precision that they were decided for."""
     searched = searched_step(plan)
     assert searched is not None
-    steps = tuple(
-        step.model_copy(update={"options": step.options.replace(blocks=decision.shapes)})
-        if is_auto(step.stage, step.options)
-        else step
-        for step in plan.recipe.steps
-    )
-    recipe = plan.recipe.model_copy(update={"steps": steps})
+    steps: list[Step] = []
+    for step in plan.recipe.steps:
+        if not is_auto(step.stage, step.options):
+            steps.append(step)
+            continue
+        if decision.width is not None:
+            steps.append(_step("prune_width", width=decision.width))
+        steps.append(step.model_copy(update={"options": step.options.replace(blocks=decision.shapes)}))
+        if decision.merge:
+            steps.append(_step("merge_tokens", counts=decision.merge))
+    recipe = plan.recipe.model_copy(update={"steps": tuple(steps)})
     made = make_plan(recipe, plan.images, [target.profile])
     (planned,) = made.targets
     return made, replace(
@@ -60,6 +65,10 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candid
             for batch, others in planned.other_batches.items()
         },
     )
+
+
+def _step(stage: str, **options: Any) -> Step:
+    return Step(stage=stage, options=get_stage(stage).options(**options), title=stage)
 
 
 def timing_inputs(pixels: Path, batch: int, preprocess: Preprocess) -> "NDArray[Any]":

@@ -4,8 +4,9 @@ Everything that takes time is a step or a record of the store, so that a second 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.events import Event
@@ -16,12 +17,15 @@ from pipeline.search.decide import Allocation, Allocator
 from pipeline.search.latency import Correction, LatencyTable
 from pipeline.search.limits import limits_of, refuse_unreachable
 from pipeline.search.probes import Shares, engine_of, measure_shares, measuring_code, probes_for, table_from
-from pipeline.search.record import Decision, ParetoPoint, Round, SublayerDecision
+from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision
 from stages.catalog import get_stage
-from stages.offers.record import OFFERS_FILE, Offers
+from stages.merge_tokens.options import MergeTokensOptions
+from stages.merge_tokens.options import reshaped as merging
+from stages.offers.record import OFFERS_FILE, MergeOffer, Offers
 from stages.prune.options import BlockShape, PruneOptions
 from stages.vit.counts import count_macs
-from stages.vit.spec import ViTSpec
+from stages.vit.spec import SPEC_FILE, ViTSpec
+from targets.errors import InputError
 from targets.record import digest_of
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ AIM = 0.97
 """of the latency allowed: the interval of the final measurement has to lie within it, too"""
 CLOSE_ENOUGH = 0.03
 """below the limit by no more than this: no further round"""
+WHOLE = "whole"
 CODE = ("pipeline/search", "stages/vit/counts.py")
 
 
@@ -42,6 +47,48 @@ class Check(Protocol):
 
     def __call__(self, title: str, work: Callable[[Tell], Any], *, cached: bool = False) -> Any:
         """Return what the work returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """A width of the residual stream: the model that is cut, its prices and its table."""
+
+    spec: ViTSpec
+    offers_key: str
+    offers: Offers
+    table: LatencyTable
+
+
+@dataclass(kw_only=True)
+class _Ground:
+    """A start with a schedule of merging: one knapsack, and what its whole models took."""
+
+    start: _Start
+    tokens: MergeOffer | None
+    allocator: Allocator
+    points: list[tuple[float, float]]
+    """(sum of the table, measured) of whole models, the first with all sublayers whole"""
+
+    @property
+    def loss(self) -> float:
+        """Loss with all sublayers whole."""
+        return self.start.offers.base_loss + (self.tokens.loss if self.tokens else 0.0)
+
+    def merged(self, spec: ViTSpec) -> ViTSpec:
+        """A spec with this schedule."""
+        return spec if self.tokens is None else merging(MergeTokensOptions(counts=self.tokens.merge), spec)
+
+    def solve(self, limits: Mapping[str, float]) -> Allocation | None:
+        """The choice of least loss, with latency as the whole models have corrected it."""
+        if "latency" not in limits:
+            return self.allocator.solve(limits)
+        allowed = Correction.through(self.points).allowed(AIM * limits["latency"])
+        return self.allocator.solve({**limits, "latency": allowed})
+
+    def cheapest(self, name: str) -> float:
+        """The smallest total that any choice is predicted to have."""
+        total = self.allocator.cheapest(name)
+        return Correction.through(self.points).measured(total) / AIM if name == "latency" else total
 
 
 @dataclass(kw_only=True)
@@ -71,32 +118,15 @@ class Search:
         assert isinstance(options, PruneOptions)
         return options
 
-    def offers_step(self) -> PlannedStep:
-        """The step that prices shapes."""
-        search, rules = self.options.search, self.target.profile.shapes
-        options = get_stage("offers").options(
-            mlp_multiple=rules.mlp_multiple,
-            head_multiple=rules.head_multiple,
-            head_widths=rules.head_widths,
-            equal_head_widths=rules.equal_head_widths,
-            mlp=search.mlp,
-            attention=search.attention,
-            off=search.off,
-            fit_images=search.fit_images,
-            select_images=search.select_images,
-        )
-        return self.planner.step("offers", options, after=self.model, title="price shapes")
-
     def run(self, check: "Check") -> Decision:
         """Decide. check: shows work as a step."""
-        offers_step = self.offers_step()
-        folder = self.runner.bring(offers_step).folder
-        offers = Offers.model_validate_json((folder / OFFERS_FILE).read_text(encoding="utf-8"))
-        table = self._table(check)
+        search = self.options.search
+        if search.tokens and any(self.later(self.spec).merge):
+            raise InputError("prune.search.tokens and a step merge_tokens both say what merges; give one of them")
+        starts = [self._start(width, check) for width in (None, *search.widths)]
         key = digest_of(
             [
-                offers_step.key,
-                table.digest(),
+                [[start.offers_key, start.table.digest()] for start in starts],
                 self.candidate.unpruned.key,
                 self.target.budget.model_dump(mode="json"),
                 self.options.model_dump(mode="json"),
@@ -109,41 +139,83 @@ class Search:
         if kept is not None:
             found: Decision = check("choose shapes", lambda tell: Decision.model_validate(kept), cached=True)
             return found
-        decision: Decision = check("choose shapes", lambda tell: self._decide(offers, table, tell))
+        decision: Decision = check("choose shapes", lambda tell: self._decide(starts, tell))
         self.runner.store.put_record("decision", key, decision.model_dump(mode="json"))
         return decision
 
-    # The table.
+    # Prices and table.
 
-    def _table(self, check: "Check") -> LatencyTable:
+    def _start(self, width: float | None, check: "Check") -> _Start:
+        """Price and time the shapes of the model, or of a narrower one. width: share of the residual width."""
+        model, spec = self.model, self.spec
+        if width is not None:
+            model = self.narrower_step(width)
+            spec = load_narrower(self.runner.bring(model).folder)
+        offers_step = self.offers_step(model)
+        folder = self.runner.bring(offers_step).folder
+        offers = Offers.model_validate_json((folder / OFFERS_FILE).read_text(encoding="utf-8"))
+        return _Start(
+            spec=spec, offers_key=offers_step.key, offers=offers, table=self._table(spec, check, narrower=width)
+        )
+
+    def narrower_step(self, width: float) -> PlannedStep:
+        """The step that narrows the residual stream."""
+        options = get_stage("prune_width").options(keep=width)
+        return self.planner.step("prune_width", options, after=self.model, title=f"narrow the stream to {width:g}")
+
+    def offers_step(self, model: PlannedStep) -> PlannedStep:
+        """The step that prices shapes."""
+        search, rules = self.options.search, self.target.profile.shapes
+        options = get_stage("offers").options(
+            mlp_multiple=rules.mlp_multiple,
+            head_multiple=rules.head_multiple,
+            head_widths=rules.head_widths,
+            equal_head_widths=rules.equal_head_widths,
+            mlp=search.mlp,
+            attention=search.attention,
+            off=search.off,
+            tokens=search.tokens,
+            fit_images=search.fit_images,
+            select_images=search.select_images,
+        )
+        return self.planner.step("offers", options, after=model, title="price shapes")
+
+    def _table(self, spec: ViTSpec, check: "Check", *, narrower: float | None) -> LatencyTable:
         search = self.options.search
-        wanted = probes_for(self.spec, self.target.profile.shapes, mlp=search.mlp, attention=search.attention)
+        wanted = probes_for(spec, self.target.profile.shapes, mlp=search.mlp, attention=search.attention)
         probes = {probe.name: probe.spec for probe in wanted}
+        if narrower is not None:
+            probes = {WHOLE: spec, **probes}
         steps = {
-            name: engine_of(self.planner, spec, self.candidate, title=f"probe {name}") for name, spec in probes.items()
+            name: engine_of(self.planner, one, self.candidate, title=f"probe {name}") for name, one in probes.items()
         }
         key = digest_of([[step.key for step in steps.values()], self.candidate.unpruned.key, measuring_code()])
         kept = self.runner.store.get_record("latency_table", key) if self.reuse else None
+        title = "time shapes" if narrower is None else f"time shapes at width {spec.width}"
         if kept is not None:
-            found: LatencyTable = check("time shapes", lambda tell: LatencyTable.model_validate(kept), cached=True)
+            found: LatencyTable = check(title, lambda tell: LatencyTable.model_validate(kept), cached=True)
             return found
-        table: LatencyTable = check("time shapes", lambda tell: self._measured_table(probes, steps, tell))
+        table: LatencyTable = check(title, lambda tell: self._measured_table(spec, probes, steps, tell))
         self.runner.store.put_record("latency_table", key, table.model_dump(mode="json"))
         return table
 
     def _measured_table(
-        self, probes: Mapping[str, ViTSpec], steps: Mapping[str, PlannedStep], tell: Tell
+        self, spec: ViTSpec, probes: Mapping[str, ViTSpec], steps: Mapping[str, PlannedStep], tell: Tell
     ) -> LatencyTable:
         built: dict[str, Artifact] = {}
         for place, (name, step) in enumerate(steps.items()):
             built[name] = self._quietly(step, lambda text, place=place: tell(text, 0.6 * place / len(steps)))  # type: ignore[misc]
-        shares = self._measure(built, lambda text, share: tell(text, 0.6 + 0.4 * (share or 0)))
+        measured = self._measure(built, lambda text, share: tell(text, 0.6 + 0.4 * (share or 0)))
+        shares = {name: share for name, (share, _) in measured.ratios.items()}
+        sizes = {name: int(one.manifest.facts["engine_bytes"]) for name, one in built.items()}
+        whole = shares.pop(WHOLE, 1.0)
         return table_from(
-            self.spec,
-            probes,
-            {name: share for name, (share, _) in shares.ratios.items()},
-            {name: int(one.manifest.facts["engine_bytes"]) for name, one in built.items()},
-            unpruned_p50_ms=shares.unpruned_p50_ms,
+            spec,
+            {name: one for name, one in probes.items() if name != WHOLE},
+            shares,
+            {name: size for name, size in sizes.items() if name != WHOLE},
+            unpruned_p50_ms=measured.unpruned_p50_ms,
+            whole=whole,
         )
 
     def _measure(self, built: "Mapping[str, Artifact]", tell: Tell) -> Shares:
@@ -168,29 +240,61 @@ class Search:
 
     # The decision.
 
-    def _decide(self, offers: Offers, table: LatencyTable, tell: Tell) -> Decision:
-        allocator = Allocator(self.spec, offers, table)
-        limits = limits_of(self.target.budget, table)
-        refuse_unreachable(limits, {name: allocator.cheapest(name) for name in limits})
-        points = [(table.share(self.spec), 1.0)]
+    def _decide(self, starts: Sequence[_Start], tell: Tell) -> Decision:
+        limits = limits_of(self.target.budget, starts[0].table)
+        grounds = [ground for start in starts for ground in self._grounds(start, tell)]
+        refuse_unreachable(limits, {name: min(ground.cheapest(name) for ground in grounds) for name in limits})
+        began = time.perf_counter()
+        firsts = [ground.solve(limits) for ground in grounds]
+        solve_ms = 1000 * (time.perf_counter() - began) / len(grounds)
+        possible = [(ground.loss + one.loss, ground) for ground, one in zip(grounds, firsts, strict=True) if one]
+        if not possible:
+            # Each limit alone can be kept, but not all of them together.
+            raise InputError(f"no shapes of this model keep all of {', '.join(limits)} together; allow more of one")
+        ground = min(possible, key=lambda pair: pair[0])[1]
+        best, rounds = self._rounds(ground, limits, tell)
+        told = [
+            Ground(
+                width=one.start.spec.width,
+                tokens=one.tokens.keep if one.tokens else None,
+                ratio=one.points[0][1],
+                loss=one.loss,
+                best=None if first is None else one.loss + first.loss,
+                chosen=one is ground,
+            )
+            for one, first in zip(grounds, firsts, strict=True)
+        ]
+        return self._told(ground, best, limits, rounds, tuple(told) if len(told) > 1 else (), solve_ms)
+
+    def _grounds(self, start: _Start, tell: Tell) -> Iterator[_Ground]:
+        """Yield the start as it is and with each schedule of merging, whose whole model is timed."""
+        for tokens in (None, *start.offers.merges):
+            total = start.table.share(start.spec)
+            ground = _Ground(
+                start=start,
+                tokens=tokens,
+                allocator=Allocator(start.spec, start.offers, start.table),
+                points=[(total, total)],
+            )
+            if tokens is not None:
+                measured, _ = self._whole(ground.merged(start.spec), f"{tokens.keep:g} of the tokens", 0.0, tell)
+                ground.points = [(total, measured)]
+            yield ground
+
+    def _rounds(self, ground: _Ground, limits: Mapping[str, float], tell: Tell) -> tuple[Allocation, list[Round]]:
+        """Build and time whole models until one is within the limits and makes use of them."""
         rounds: list[Round] = []
         best: Allocation | None = None
-        started = time.perf_counter()
         for turn in range(self.options.search.rounds if "latency" in limits else 1):
-            correction = Correction.through(points)
-            aim = AIM * limits.get("latency", 0.0)
-            allowed = {**limits, **({"latency": correction.allowed(aim)} if "latency" in limits else {})}
-            started = time.perf_counter()
-            found = allocator.solve(allowed)
-            solve_ms = 1000 * (time.perf_counter() - started)
+            correction = Correction.through(ground.points)
+            found = ground.solve(limits)
             if found is None:
-                refuse_unreachable(allowed, {name: allocator.cheapest(name) for name in allowed})
                 break
             if "latency" not in limits:
-                best = found
-                break
-            total = allocator.total(found, "latency")
-            measured, interval = self._whole(allocator.spec_of(found), turn, tell)
+                return found, rounds
+            total, aim = ground.allocator.total(found, "latency"), AIM * limits["latency"]
+            spec = ground.merged(ground.allocator.spec_of(found))
+            measured, interval = self._whole(spec, f"round {turn + 1}", turn / self.options.search.rounds, tell)
             rounds.append(
                 Round(
                     aim=aim,
@@ -198,52 +302,67 @@ class Search:
                     predicted=correction.measured(total),
                     measured=measured,
                     interval=interval,
-                    loss=found.loss,
+                    loss=ground.loss + found.loss,
                 )
             )
-            points.append((total, measured))
+            ground.points.append((total, measured))
             if interval[1] <= limits["latency"] and (best is None or found.loss < best.loss):
                 best = found
             if best is found and measured >= limits["latency"] * (1 - 2 * CLOSE_ENOUGH):
                 break
+        # Where no round kept the limit beyond doubt, what the corrected table now says of all.
+        best = best or ground.solve(limits)
         if best is None:
-            # No round kept the limit beyond doubt: what the corrected table now says of all.
-            best = allocator.solve({**limits, "latency": Correction.through(points).allowed(AIM * limits["latency"])})
-        if best is None:
-            raise RuntimeError("no allocation within reachable limits")  # refuse_unreachable has looked
-        return self._told(allocator, best, offers, limits, rounds, Correction.through(points), solve_ms)
+            refuse_unreachable(limits, {name: ground.cheapest(name) for name in limits})
+            raise InputError(f"no shapes of this model keep all of {', '.join(limits)} together; allow more of one")
+        return best, rounds
 
-    def _whole(self, spec: ViTSpec, turn: int, tell: Tell) -> tuple[float, tuple[float, float]]:
+    def _whole(self, spec: ViTSpec, title: str, share: float, tell: Tell) -> tuple[float, tuple[float, float]]:
         """Build a whole model of these shapes with random weights and time it against the unpruned engine."""
-        step = engine_of(self.planner, self.later(spec), self.candidate, title=f"round {turn + 1}")
-        share = turn / self.options.search.rounds
+        step = engine_of(self.planner, self.later(spec), self.candidate, title=title)
         built = self._quietly(step, lambda text: tell(text, share))
-        return self._measure({"whole": built}, lambda text, _: tell(f"round {turn + 1}: {text}", share)).ratios["whole"]
+        return self._measure({WHOLE: built}, lambda text, _: tell(f"{title}: {text}", share)).ratios[WHOLE]
 
     def _told(
         self,
-        allocator: Allocator,
+        ground: _Ground,
         best: Allocation,
-        offers: Offers,
         limits: Mapping[str, float],
         rounds: list[Round],
-        correction: Correction,
+        grounds: tuple[Ground, ...],
         solve_ms: float,
     ) -> Decision:
+        allocator, correction = ground.allocator, Correction.through(ground.points)
+
+        def point(one: Allocation) -> ParetoPoint:
+            return ParetoPoint(
+                ratio=correction.measured(allocator.total(one, "latency")),
+                loss=ground.loss + one.loss,
+                macs=allocator.total(one, "macs") / count_macs(self.spec),
+            )
+
         return Decision(
             runtime=self.candidate.runtime,
             precision=self.candidate.precision,
-            unit=offers.unit,
+            unit=ground.start.offers.unit,
             limits=dict(limits),
             shapes=best.shapes,
-            loss=best.loss,
+            width=ground.start.spec.width if ground.start.spec.width != self.spec.width else None,
+            merge=ground.tokens.merge if ground.tokens else (),
+            loss=ground.loss + best.loss,
+            grounds=grounds,
             sublayers=tuple(_sublayers(allocator, best)),
             rounds=tuple(rounds),
-            pareto=tuple(_point(allocator, one, correction) for one in allocator.frontier("latency")),
-            uniform=tuple(_point(allocator, one, correction) for one in allocator.uniform()),
-            table=allocator.table,
+            pareto=tuple(map(point, allocator.frontier("latency"))),
+            uniform=tuple(map(point, allocator.uniform())),
+            table=ground.start.table,
             solve_ms=solve_ms,
         )
+
+
+def load_narrower(folder: Path) -> ViTSpec:
+    """Spec of a model folder."""
+    return ViTSpec.model_validate_json((folder / SPEC_FILE).read_text(encoding="utf-8"))
 
 
 def _sublayers(allocator: Allocator, best: Allocation) -> list[SublayerDecision]:
@@ -274,11 +393,3 @@ def _sublayers(allocator: Allocator, best: Allocation) -> list[SublayerDecision]
 
 def _shape(block: BlockShape, part: str) -> tuple[int, ...]:
     return (block.mlp_width,) if part == "mlp" else (block.heads, block.d_qk, block.d_v)
-
-
-def _point(allocator: Allocator, one: Allocation, correction: Correction) -> ParetoPoint:
-    return ParetoPoint(
-        ratio=correction.measured(allocator.total(one, "latency")),
-        loss=one.loss,
-        macs=allocator.total(one, "macs") / count_macs(allocator.spec),
-    )

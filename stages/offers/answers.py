@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.vit.merging import MergeState
 from stages.vit.model import Block, ViT
 from stages.vit.sweep import Part
 
@@ -39,6 +40,18 @@ class Judge:
     def unit(self) -> Literal["kl_nats", "feature_error"]:
         """Unit of `loss`."""
         return "kl_nats" if self.has_head else "feature_error"
+
+    @torch.no_grad()
+    def loss_of(self, model: ViT, embedded: Sequence[Tensor]) -> float:
+        """Return the loss of another model's answers; embedded: what enters its first block, of the same images."""
+        missed = 0.0
+        for chunk, wanted in zip(embedded, self._wanted, strict=True):
+            state = MergeState()
+            for block in model.blocks:
+                chunk = block(chunk, state)
+            answers: Tensor = model.finish(chunk, state.sizes).double()
+            missed += self._missed(F.log_softmax(answers, dim=-1) if self.has_head else answers, wanted)
+        return missed / self.images if self.has_head else missed / self._energy
 
     @torch.no_grad()
     def loss(self, index: int, part: Part, sublayer: Sublayer) -> float:

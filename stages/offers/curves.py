@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 NEGLIGIBLE = 1e-12
-"""Relative error that is rounding."""
+"""An error or a loss that is rounding."""
 
 
 def between(known: Sequence[float], losses: Sequence[float], wanted: Sequence[float]) -> Floats:
@@ -24,7 +24,7 @@ def between(known: Sequence[float], losses: Sequence[float], wanted: Sequence[fl
     points: dict[float, float] = {0.0: 0.0}
     for error, loss in zip(known, losses, strict=True):
         if error > NEGLIGIBLE:
-            points[error] = max(loss, points.get(error, 0.0))
+            points[error] = max(loss if loss > NEGLIGIBLE else 0.0, points.get(error, 0.0))
     x = np.array(sorted(points))
     y = np.maximum.accumulate([points[error] for error in x])
     at = np.asarray(wanted, dtype=float)

@@ -25,5 +25,8 @@ class OffersOptions(Record):
     measured_head_shares: tuple[Share, ...] = Field(
         default=(0.25, 0.5), min_length=1, description="shares of a head's widths whose loss is measured"
     )
+    tokens: tuple[Share, ...] = Field(
+        default=(), description="shares of the patch tokens left at the end, whose loss is measured"
+    )
     fit_images: int = Field(default=256, gt=0, description="at most so many of fit, for the repair of what is tried")
     select_images: int = Field(default=128, gt=0, description="at most so many of select, on which it is judged")

@@ -28,6 +28,17 @@ class Sublayer(Record):
     offers: tuple[Offer, ...] = Field(min_length=1)
 
 
+class MergeOffer(Record):
+    """One schedule of token merging."""
+
+    keep: float
+    """share of the patch tokens left after the last block"""
+    merge: tuple[int, ...]
+    """tokens merged in each block"""
+    loss: float
+    """what it adds to the error of the answers, everything else as it is"""
+
+
 class Offers(Record):
     """What every sublayer of a model offers."""
 
@@ -36,5 +47,8 @@ class Offers(Record):
     """kl_nats: Kullback-Leibler divergence of the answers from the source's, mean over images; feature_error: squared
     error of the features over their variance, for models without a head"""
     sublayers: tuple[Sublayer, ...]
+    merges: tuple[MergeOffer, ...] = ()
+    base_loss: float = 0.0
+    """of the model as it came, before anything here is taken, from the source: of a narrower width"""
     images: int
     """that the loss was measured on"""

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from stages.merge_tokens.options import MergeTokensOptions
+from stages.merge_tokens.options import reshaped as merging
 from stages.offers.answers import Judge, behind
 from stages.offers.attention import attention_offers
 from stages.offers.mlp import mlp_offers
 from stages.offers.options import OffersOptions
-from stages.offers.record import OFFERS_FILE, Offers, Sublayer
-from stages.vit.files import load_model, load_spec
+from stages.offers.record import OFFERS_FILE, MergeOffer, Offers, Sublayer
+from stages.vit.files import build_empty, load_model, load_spec
 from stages.vit.model import Block, ViT
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, Weigh, look, weigh_tokens
@@ -29,15 +31,26 @@ Tell = Callable[[str, float | None], None]
 
 
 def offers_of_folder(
-    options: OffersOptions, *, model_folder: Path, output: Path, fit: "ImageSet", select: "ImageSet", tell: Tell
+    options: OffersOptions,
+    *,
+    model_folder: Path,
+    source_folder: Path,
+    output: Path,
+    fit: "ImageSet",
+    select: "ImageSet",
+    tell: Tell,
 ) -> dict[str, Any]:
     """Write offers.json and return the facts."""
     started = perf_counter()
-    spec = load_spec(model_folder)
-    model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    offers = offers_of(
-        model, spec, options, _embed(model, fit, options.fit_images), _embed(model, select, options.select_images), tell
-    )
+    spec, device = load_spec(model_folder), "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(model_folder).to(device)
+    judged = _embed(model, select, options.select_images)
+    base = 0.0
+    if source_folder != model_folder:
+        source = load_model(source_folder).to(device)
+        base = Judge(source, _embed(source, select, options.select_images)).loss_of(model, judged)
+    offers = offers_of(model, spec, options, _embed(model, fit, options.fit_images), judged, tell)
+    offers = offers.replace(base_loss=base)
     (output / OFFERS_FILE).write_text(offers.canonical_json() + "\n", encoding="utf-8")
     return {
         "summary": f"{sum(len(one.offers) for one in offers.sublayers):,} shapes of {len(offers.sublayers)} sublayers "
@@ -64,6 +77,7 @@ def offers_of(
         raise InputError("an attention of this model is diluting; distil it first")
     judge, weigh = Judge(model, select), weigh_tokens(spec)
     blocks = cast("list[Block]", list(model.blocks))
+    merges = tuple(_merged(model, spec, keep, judge, select) for keep in options.tokens)
     found: list[Sublayer] = []
     for index, block in enumerate(blocks):
         if block.attn is not None and options.attention:
@@ -78,7 +92,15 @@ def offers_of(
         fit = behind(block, Part.MLP, fit)
         judge.advance(index, Part.MLP)
         tell(f"MLP of block {index + 1} of {len(blocks)}", (index + 1) / len(blocks))
-    return Offers(unit=judge.unit, sublayers=tuple(found), images=judge.images)
+    return Offers(unit=judge.unit, sublayers=tuple(found), merges=merges, images=judge.images)
+
+
+def _merged(model: ViT, spec: ViTSpec, keep: float, judge: Judge, select: list[Tensor]) -> MergeOffer:
+    """Price one schedule of token merging."""
+    merged_spec = merging(MergeTokensOptions(keep=keep), spec)
+    merged = build_empty(merged_spec)
+    merged.load_state_dict(model.state_dict(), assign=True)
+    return MergeOffer(keep=keep, merge=merged_spec.merge, loss=judge.loss_of(merged.eval(), select))
 
 
 def _visits(index: int, part: Part, block: Block, stream: list[Tensor], weigh: Weigh) -> Iterator[Visit]:

@@ -13,6 +13,7 @@ def make_offers(options: OffersOptions, context: StageContext) -> StageResult:
         facts=offers_of_folder(
             options,
             model_folder=context.input,
+            source_folder=context.source,
             output=context.output,
             fit=context.images[Role.FIT],
             select=context.images[Role.SELECT],
@@ -30,5 +31,12 @@ STAGE = Stage(
     run=make_offers,
     roles=lambda options: (Role.FIT, Role.SELECT),
     tools=("torch", "numpy", "scipy", "pillow"),
-    code=("stages/vit", "stages/data", "stages/prune_mlp", "stages/prune_attention", "targets/bundle/pixels.py"),
+    code=(
+        "stages/vit",
+        "stages/data",
+        "stages/prune_mlp",
+        "stages/prune_attention",
+        "stages/merge_tokens",
+        "targets/bundle/pixels.py",
+    ),
 )

@@ -13,6 +13,8 @@ from stages.vit.writers import Writer, with_bias, writer_before
 from targets.errors import InputError
 from targets.record import Record
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
 
 class BlockShape(Record):
     """What stays of one block; zeros where a sublayer goes altogether."""
@@ -47,6 +49,12 @@ class SearchOptions(Record):
     mlp: bool = Field(default=True, description="narrow the MLPs")
     attention: bool = Field(default=True, description="narrow heads and take some out")
     off: bool = Field(default=True, description="leave out whole attentions and MLPs")
+    tokens: tuple[Share, ...] = Field(
+        default=(), description="shares of the patch tokens left at the end, tried besides all: merge_tokens follows"
+    )
+    widths: tuple[Share, ...] = Field(
+        default=(), description="shares of the residual width, tried besides all of it: prune_width goes before"
+    )
     fit_images: int = Field(default=256, gt=0, description="at most so many of fit, to repair what is tried")
     select_images: int = Field(default=128, gt=0, description="at most so many of select, on which it is judged")
     rounds: int = Field(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.record import Change, Report
-from pipeline.search.record import Decision, ParetoPoint, Round, SublayerDecision
+from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision
 from pipeline.verdict import judge
 from targets.profile import Budget
 
@@ -189,6 +189,11 @@ def searched_report() -> Report:
         unit="kl_nats",
         limits={"latency": 0.8, "parameters": 5_000_000},
         shapes=shapes,
+        grounds=[
+            Ground(width=192, tokens=None, ratio=1.0, loss=0.0, best=0.56, chosen=True),
+            Ground(width=192, tokens=0.7, ratio=0.81, loss=0.3, best=0.61, chosen=False),
+            Ground(width=96, tokens=None, ratio=0.9, loss=2.3, best=None, chosen=False),
+        ],
         loss=sum(one.loss for one in sublayers),
         sublayers=sublayers,
         rounds=[

@@ -56,3 +56,11 @@ def test_pages_show_it_only_where_there_was_a_search(reports) -> None:
     assert "How shapes were chosen" not in to_html(reports["example"])
     assert "## How shapes were chosen" in to_markdown(reports["searched"])
     assert "How shapes were chosen" not in to_markdown(reports["example"])
+
+
+def test_widths_and_tokens_that_were_tried_are_told(reports) -> None:
+    page, short = to_html(reports["searched"]), to_markdown(reports["searched"])
+
+    for text in ("width 192, all tokens", "width 192, 70.0 % of the tokens", "none keeps the budget"):
+        assert text in page
+        assert text in short

@@ -13,7 +13,7 @@ from pipeline.search.probes import Shares, probes_for, table_from
 from pipeline.search.record import Decision
 from pipeline.search.search import Search
 from pipeline.store import Store
-from stages.offers.record import OFFERS_FILE, Offers
+from stages.offers.record import OFFERS_FILE, MergeOffer, Offers
 from stages.prune.options import PruneOptions, with_shapes
 from stages.vit.counts import count_macs, count_params
 from stages.vit.spec import ViTSpec
@@ -39,6 +39,12 @@ def fused(spec: ViTSpec) -> float:
     return max(0.35 * additive(spec), 0.7 * additive(spec) - 0.04 * both) + 0.2
 
 
+def scaled(spec: ViTSpec) -> float:
+    """A device on which fewer tokens and a narrower stream are faster."""
+    tokens = sum(spec.tokens_in(index + 1) for index in range(len(spec.blocks))) / (len(spec.blocks) or 1)
+    return additive(spec) * (0.2 + 0.8 * tokens / spec.tokens) * (0.2 + 0.8 * spec.width / 16)
+
+
 def steppy(spec: ViTSpec) -> float:
     """A device that only knows widths of 32."""
     return additive(
@@ -62,6 +68,8 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
         return SimpleNamespace(key=spec.digest(), title=title, line=list)
 
     def bring(step: Any) -> Any:
+        if isinstance(step, str):
+            return SimpleNamespace(folder=tmp_path)
         size = 1000 + 4 * count_params(specs[step.key]) if step.key in specs else 0
         folder = Path(step.key) if step.key in specs else tmp_path
         return SimpleNamespace(folder=folder, manifest=SimpleNamespace(facts={"engine_bytes": size}))
@@ -76,7 +84,9 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(module, "engine_of", engine_of)
         monkeypatch.setattr(module, "measure_shares", measure_shares)
         monkeypatch.setattr(Search, "_quietly", lambda self, step, tell: bring(step))
-        monkeypatch.setattr(Search, "offers_step", lambda self: SimpleNamespace(key="offers"))
+        monkeypatch.setattr(Search, "offers_step", lambda self, model: SimpleNamespace(key=f"offers of {model}"))
+        monkeypatch.setattr(Search, "narrower_step", lambda self, width: f"width {width:g}")
+        monkeypatch.setattr(module, "load_narrower", lambda folder: plain_spec.replace(width=8))
         unpruned = SimpleNamespace(key="unpruned")
         return Search(
             planner=None,
@@ -183,3 +193,53 @@ def test_of_an_additive_device_the_table_knows_every_model(plain_spec: ViTSpec, 
 
     for one in allocator.frontier("latency", points=20):
         assert allocator.total(one, "latency") == pytest.approx(additive(allocator.spec_of(one)) / whole, abs=1e-6)
+
+
+def with_merges(offers: Offers, loss: float) -> Offers:
+    return offers.replace(merges=(MergeOffer(keep=0.5, merge=(4, 4, 0), loss=loss),))
+
+
+@pytest.mark.parametrize(("loss", "chosen"), [(0.01, 0.5), (50.0, None)])
+def test_tokens_merge_where_that_loses_less(
+    played: Any, plain_spec: ViTSpec, offers: Offers, tmp_path: Path, loss: float, chosen: float | None
+) -> None:
+    search = played(scaled, Budget(latency_ratio=0.6), search={"tokens": [0.5]})
+    (tmp_path / OFFERS_FILE).write_text(with_merges(offers, loss).canonical_json())
+
+    decision = run(search)
+
+    assert [one.tokens for one in decision.grounds if one.chosen] == [chosen]
+    assert [one.loss for one in decision.grounds] == [0.0, loss]
+    assert decision.merge == ((4, 4, 0) if chosen else ())
+    spec = plain_spec.replace(blocks=blocks_of(plain_spec, decision), merge=decision.merge)
+    assert scaled(spec) / scaled(plain_spec) <= 0.6
+    assert decision.loss >= (loss if chosen else 0.0)
+
+
+@pytest.mark.parametrize(("base", "chosen"), [(0.0, 8), (50.0, None)])
+def test_the_stream_narrows_where_that_loses_less(
+    played: Any, plain_spec: ViTSpec, offers: Offers, tmp_path: Path, base: float, chosen: int | None
+) -> None:
+    search = played(scaled, Budget(latency_ratio=0.55), search={"widths": [0.5]})
+    narrower = tmp_path / "narrower"
+    narrower.mkdir()
+    (narrower / OFFERS_FILE).write_text(offers.replace(base_loss=base).canonical_json())
+    plain = search.runner.bring
+    search.runner.bring = lambda step: (
+        SimpleNamespace(folder=narrower) if "width" in str(getattr(step, "key", "")) else plain(step)
+    )
+
+    decision = run(search)
+
+    assert decision.width == chosen
+    assert [one.width for one in decision.grounds] == [16, 8]
+    spec = plain_spec.replace(blocks=blocks_of(plain_spec, decision), width=decision.width or 16)
+    assert scaled(spec) / scaled(plain_spec) <= 0.55
+
+
+def test_a_recipe_that_merges_itself_leaves_nothing_to_search_there(played: Any, plain_spec: ViTSpec) -> None:
+    search = played(scaled, Budget(latency_ratio=0.6), search={"tokens": [0.5]})
+    search.later = lambda spec: spec.replace(merge=(2,) * len(spec.blocks))
+
+    with pytest.raises(InputError, match="both say what merges"):
+        run(search)

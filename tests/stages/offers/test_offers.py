@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.data.images import ImageSet
 from stages.offers.mlp import RIDGE
 from stages.offers.options import OffersOptions
 from stages.offers.record import Offers, Sublayer
-from stages.offers.run import offers_of
+from stages.offers.run import offers_of, offers_of_folder
 from stages.prune.options import BlockShape, PruneOptions
 from stages.prune.prune import prune
+from stages.vit.files import save_model
 from stages.vit.model import ViT
 from stages.vit.spec import ViTSpec
 from targets.errors import InputError
@@ -127,6 +130,44 @@ def test_a_model_without_head_is_judged_by_its_features(make_model: MakeModel, p
 
     assert offers.unit == "feature_error"
     assert loss(of(offers, 0, "mlp"), 0) > loss(of(offers, 0, "mlp"), 16) > 0
+
+
+def test_merging_is_priced_by_what_the_merged_model_loses(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+
+    (offer,) = price(model, spec, pictures, OPTIONS.replace(tokens=(0.5,))).merges
+
+    merged = ViT(spec.replace(merge=offer.merge).model_dump(mode="json")).eval()
+    merged.load_state_dict(model.state_dict())
+    assert sum(offer.merge) == 2
+    assert offer.loss == pytest.approx(divergence(model, merged, pictures), rel=1e-6)
+    assert offer.loss > 0
+
+
+def test_a_model_that_lost_something_before_says_so(
+    make_model: MakeModel, colours: Callable[..., ImageSet], tmp_path: Path
+) -> None:
+    model, spec = make_model()
+    save_model(tmp_path / "source", spec, model.state_dict())
+    with torch.no_grad():
+        model.blocks[1].mlp.fc2.weight.zero_()
+    save_model(tmp_path / "model", spec, model.state_dict())
+    found = {}
+    for name in ("source", "model"):
+        offers_of_folder(
+            OPTIONS,
+            model_folder=tmp_path / name,
+            source_folder=tmp_path / "source",
+            output=tmp_path,
+            fit=colours(60),
+            select=colours(20, seed=1),
+            tell=lambda message, share: None,
+        )
+        found[name] = Offers.model_validate_json((tmp_path / "offers.json").read_text())
+
+    assert found["source"].base_loss == 0
+    assert found["model"].base_loss > 0
+    assert loss(of(found["model"], 1, "mlp"), 0) < 1e-9  # nothing is left there to lose
 
 
 def test_what_is_switched_off_is_not_offered(make_model: MakeModel, pictures: list[Tensor]) -> None:
