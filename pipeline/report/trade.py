@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipeline.report import figures
 from pipeline.report.charts import Axis, drawing, line, markup, percent, write
-from pipeline.search.record import Decision, Ground, ParetoPoint, SublayerDecision
+from pipeline.search.record import Decision, Ground, ParetoPoint, SublayerDecision, spelled
 
 UNITS = {"kl_nats": "nats of KL divergence", "feature_error": "of the features' variance"}
 HEIGHT = 220
@@ -96,8 +96,9 @@ def ground_rows(decision: Decision) -> list[tuple[str, str, str, str, bool]]:
     """Widths and schedules of merging that were compared: what, time and loss of it alone, loss within the limits."""
 
     def what(one: Ground) -> str:
-        tokens = "all tokens" if one.tokens is None else f"{figures.percent(one.tokens)} of the tokens"
-        return f"width {one.width:,}, {tokens}"
+        if one.tokens is None:
+            return f"width {one.width:,}, all tokens"
+        return f"width {one.width:,}, {figures.percent(one.tokens)} of the tokens, {spelled(one.merge)}"
 
     return [
         (

@@ -1,5 +1,6 @@
 """What a search decided and why: kept in the store, shown in the report."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -60,6 +61,8 @@ class Ground(Record):
     width: int
     tokens: float | None
     """share of the patch tokens left at the end; None: nothing merges"""
+    merge: tuple[int, ...] = ()
+    """tokens merged in each block"""
     ratio: float
     """time with all sublayers whole, over the unpruned engine's"""
     loss: float
@@ -96,3 +99,11 @@ class Decision(Record):
     table: LatencyTable
     solve_ms: float = Field(ge=0)
     """time of one exact solution"""
+
+
+def spelled(merge: Sequence[int]) -> str:
+    """A schedule in words: `merged in block 4`, `merged in blocks 0 to 11`."""
+    blocks = [index for index, count in enumerate(merge) if count]
+    if len(blocks) == 1:
+        return f"merged in block {blocks[0]}"
+    return f"merged in blocks {blocks[0]} to {blocks[-1]}"

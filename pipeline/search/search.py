@@ -17,7 +17,7 @@ from pipeline.search.decide import Allocation, Allocator
 from pipeline.search.latency import Correction, LatencyTable
 from pipeline.search.limits import limits_of, refuse_unreachable
 from pipeline.search.probes import Shares, engine_of, measure_shares, measuring_code, probes_for, table_from
-from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision
+from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision, spelled
 from stages.catalog import get_stage
 from stages.merge_tokens.options import MergeTokensOptions
 from stages.merge_tokens.options import reshaped as merging
@@ -257,6 +257,7 @@ class Search:
             Ground(
                 width=one.start.spec.width,
                 tokens=one.tokens.keep if one.tokens else None,
+                merge=one.tokens.merge if one.tokens else (),
                 ratio=one.points[0][1],
                 loss=one.loss,
                 best=None if first is None else one.loss + first.loss,
@@ -277,7 +278,8 @@ class Search:
                 points=[(total, total)],
             )
             if tokens is not None:
-                measured, _ = self._whole(ground.merged(start.spec), f"{tokens.keep:g} of the tokens", 0.0, tell)
+                title = f"{tokens.keep:g} of the tokens, {spelled(tokens.merge)}"
+                measured, _ = self._whole(ground.merged(start.spec), title, 0.0, tell)
                 ground.points = [(total, measured)]
             yield ground
 

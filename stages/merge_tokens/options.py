@@ -92,6 +92,28 @@ def reshaped(options: MergeTokensOptions, spec: ViTSpec) -> ViTSpec:
     )
 
 
+def schedules(keep: float, spec: ViTSpec) -> tuple[tuple[int, ...], ...]:
+    """Return schedules that leave this share of the patch tokens: even over the blocks, and at once from some block on.
+
+    Merging costs some forty small operators wherever it happens, and tokens that go early save time in every block
+    behind: which is best depends on the device.
+    """
+    depth, patches = len(spec.blocks), spec.patch_tokens
+    total = patches - max(1, round(keep * patches))
+    firsts = sorted({0, depth // 6, depth // 3, depth // 2})
+    found = [_even(total, depth), *(_at_once(total, first, depth, patches) for first in firsts)]
+    return tuple(dict.fromkeys(one for one in found if sum(one) == total and _fits(one, patches)))
+
+
+def _at_once(total: int, first: int, blocks: int, patches: int) -> tuple[int, ...]:
+    """As many as may go in one block, from a block on, until all have gone."""
+    counts, left = [0] * blocks, total
+    for index in range(first, blocks):
+        counts[index] = min(left, patches // 2)
+        left, patches = left - counts[index], patches - counts[index]
+    return tuple(counts)
+
+
 def _bent(r: int, inflect: float, blocks: int) -> tuple[int, ...]:
     """r in every block on average, linear from r * (1 - inflect) to r * (1 + inflect); rounded so that the sum stays.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from stages.merge_tokens.options import MergeTokensOptions
+from stages.merge_tokens.options import MergeTokensOptions, schedules
 from stages.merge_tokens.options import reshaped as merging
 from stages.offers.answers import Judge, behind
 from stages.offers.attention import attention_offers
@@ -77,7 +77,9 @@ def offers_of(
         raise InputError("an attention of this model is diluting; distil it first")
     judge, weigh = Judge(model, select), weigh_tokens(spec)
     blocks = cast("list[Block]", list(model.blocks))
-    merges = tuple(_merged(model, spec, keep, judge, select) for keep in options.tokens)
+    merges = tuple(
+        _merged(model, spec, keep, counts, judge, select) for keep in options.tokens for counts in schedules(keep, spec)
+    )
     found: list[Sublayer] = []
     for index, block in enumerate(blocks):
         if block.attn is not None and options.attention:
@@ -95,9 +97,11 @@ def offers_of(
     return Offers(unit=judge.unit, sublayers=tuple(found), merges=merges, images=judge.images)
 
 
-def _merged(model: ViT, spec: ViTSpec, keep: float, judge: Judge, select: list[Tensor]) -> MergeOffer:
+def _merged(
+    model: ViT, spec: ViTSpec, keep: float, counts: tuple[int, ...], judge: Judge, select: list[Tensor]
+) -> MergeOffer:
     """Price one schedule of token merging."""
-    merged_spec = merging(MergeTokensOptions(keep=keep), spec)
+    merged_spec = merging(MergeTokensOptions(counts=counts), spec)
     merged = build_empty(merged_spec)
     merged.load_state_dict(model.state_dict(), assign=True)
     return MergeOffer(keep=keep, merge=merged_spec.merge, loss=judge.loss_of(merged.eval(), select))

@@ -191,7 +191,7 @@ def searched_report() -> Report:
         shapes=shapes,
         grounds=[
             Ground(width=192, tokens=None, ratio=1.0, loss=0.0, best=0.56, chosen=True),
-            Ground(width=192, tokens=0.7, ratio=0.81, loss=0.3, best=0.61, chosen=False),
+            Ground(width=192, tokens=0.7, merge=(0, 59, 0), ratio=0.81, loss=0.3, best=0.61, chosen=False),
             Ground(width=96, tokens=None, ratio=0.9, loss=2.3, best=None, chosen=False),
         ],
         loss=sum(one.loss for one in sublayers),

@@ -61,6 +61,10 @@ def test_pages_show_it_only_where_there_was_a_search(reports) -> None:
 def test_widths_and_tokens_that_were_tried_are_told(reports) -> None:
     page, short = to_html(reports["searched"]), to_markdown(reports["searched"])
 
-    for text in ("width 192, all tokens", "width 192, 70.0 % of the tokens", "none keeps the budget"):
+    for text in (
+        "width 192, all tokens",
+        "width 192, 70.0 % of the tokens, merged in block 1",
+        "none keeps the budget",
+    ):
         assert text in page
         assert text in short

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.merge_tokens.options import MergeTokensOptions, reshaped, schedule
+from stages.merge_tokens.options import MergeTokensOptions, reshaped, schedule, schedules
 from stages.merge_tokens.stage import STAGE
 from stages.stage import StageContext
 from stages.vit.counts import count_macs
 from stages.vit.files import load_labels, load_model, load_spec, load_state, save_model
 from stages.vit.model import ViT
-from stages.vit.spec import ViTSpec
+from stages.vit.spec import BlockSpec, ViTSpec
 from targets.errors import InputError
 from targets.preprocess import Preprocess
 
@@ -219,3 +219,34 @@ def test_options_that_make_no_sense_are_refused(given_: dict[str, Any]) -> None:
 
 def test_the_default_written_out_is_the_same_option() -> None:
     assert MergeTokensOptions().digest() == MergeTokensOptions(keep=0.6).digest()
+
+
+@settings(deadline=None)
+@given(keep=st.floats(0.05, 0.99), depth=st.integers(1, 14), side=st.integers(2, 16))
+def test_every_schedule_that_a_search_tries_is_legal_and_leaves_as_many(keep: float, depth: int, side: int) -> None:
+    block = BlockSpec(heads=1, d_qk=8, d_v=8, scale=0.3, mlp_width=8, norm1_eps=1e-6, norm2_eps=1e-6)
+    spec = ViTSpec(
+        architecture="any",
+        preprocess=Preprocess(height=8 * side, width=8 * side),
+        patch_size=(8, 8),
+        width=8,
+        classes=2,
+        blocks=(block,) * depth,
+    )
+
+    for counts in schedules(keep, spec):
+        merged = reshaped(MergeTokensOptions(counts=counts), spec)
+        assert merged.tokens_in(depth) - merged.prefix_tokens == max(1, round(keep * side**2))
+
+
+def test_a_search_tries_even_schedules_and_single_blocks(tiny_spec: MakeSpec) -> None:
+    spec = tiny_spec(preprocess=Preprocess(height=64, width=64), depth=6)
+
+    assert schedules(0.5, spec) == (
+        (5, 5, 6, 5, 5, 6),
+        (32, 0, 0, 0, 0, 0),
+        (0, 32, 0, 0, 0, 0),
+        (0, 0, 32, 0, 0, 0),
+        (0, 0, 0, 32, 0, 0),
+    )
+    assert schedules(0.25, spec)[1] == (32, 16, 0, 0, 0, 0)
