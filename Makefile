@@ -54,7 +54,7 @@ format: setup-dev ## format and fix what can be fixed
 schemas: setup ## write the published JSON schemas to docs/schemas
 	$(BIN)/python -m pipeline.schemas
 
-bench: setup-dev ## run the benchmarks behind every figure in the docs (needs the assets; half an hour)
+bench: setup-dev ## run the benchmarks behind every figure in the docs (needs the assets; some hours)
 	sh benchmarks/run_all.sh
 
 clean: ## remove the environment, caches and outputs (not the store)

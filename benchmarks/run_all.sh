@@ -1,9 +1,9 @@
 #!/bin/sh
-# Every benchmark behind a figure in the documents. Close other programs; half an hour on two cores.
+# Every benchmark behind a figure in the documents. Close other programs; some hours on two cores.
 set -eu
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
-for script in mlp_pruning attention_removal token_merging prune_time selection_speed streaming_prune command_times end_to_end; do
+for script in mlp_pruning attention_pruning attention_removal token_merging prune_time selection_speed streaming_prune allocation command_times end_to_end; do
     echo "== $script"
     "$python" "benchmarks/$script.py"
 done
