@@ -93,6 +93,7 @@ def trace(model: ViT, *, outputs: Sequence[str], batch: Batch, opset: int) -> ir
 def tidy(model: ir.Model) -> None:
     """Name nodes and weights after their modules; drop stack traces, paths and other notes of the exporter."""
     graph = model.graph
+    _fold_casts(graph)
     scopes: dict[ir.Node, str] = {}
     taken: Counter[str] = Counter()
     for node in graph:
@@ -138,6 +139,26 @@ def _fold(scale: LayerScale | nn.Identity, linear: nn.Linear) -> nn.Identity:
     if linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias * scale.gamma)
     return nn.Identity()
+
+
+def _fold_casts(graph: ir.Graph) -> None:
+    """Make constants of the Casts of constants: torch leaves the large ones, on which NNCF 3.4 fails."""
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        if source is None or source.const_value is None or node.outputs[0].is_graph_output():
+            continue
+        target = ir.DataType(node.attributes["to"].as_int())
+        old = node.outputs[0]
+        name = f"{source.name}_{target.name.lower()}"
+        value = graph.initializers.get(name)
+        if value is None:
+            constant = ir.tensor(source.const_value.numpy().astype(target.numpy()), dtype=target, name=name)
+            value = ir.Value(name=name, shape=constant.shape, type=ir.TensorType(target), const_value=constant)
+            graph.register_initializer(value)
+        ir.convenience.replace_all_uses_with(old, value)
+        graph.remove(node, safe=True)
+        if not source.uses() and source.name in graph.initializers:
+            graph.initializers.pop(source.name)
 
 
 def _scope(node: ir.Node, known: dict[ir.Node, str]) -> str:

@@ -281,6 +281,21 @@ def test_a_graph_that_merges_tokens_moves_them_by_products_alone(
     assert not [one.name for one in graph.initializer if one.name.endswith("merge.weight")]
 
 
+def test_no_constant_is_cast_when_the_graph_runs_however_many_tokens_merge(
+    tmp_path: Path, write_model: Callable[..., Path], run_export: Callable[..., StageResult]
+) -> None:
+    # Torch leaves casts of more than 1,024 numbers, and NNCF 3.4 fails on them.
+    many = make_spec(preprocess=Preprocess(height=96, width=96), merge=(20, 10))
+    run_export(write_model(tmp_path / "model", many), tmp_path / "graph")
+
+    graph = onnx.load(tmp_path / "graph" / "model.onnx").graph
+    constants = {one.name for one in graph.initializer}
+    read = {name for node in graph.node for name in node.input}
+
+    assert not [node.name for node in graph.node if node.op_type == "Cast" and node.input[0] in constants]
+    assert constants <= read
+
+
 def test_parity_of_merging_is_judged_on_inputs_whose_choices_are_clear(
     tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
