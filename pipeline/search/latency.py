@@ -104,7 +104,7 @@ class Correction:
     def through(cls, points: Sequence[tuple[float, float]]) -> "Correction":
         """Fit (sum of the table, measured) points: one gives b, two a line, more the least squares, the last exact.
 
-        A slope that is not positive makes no sense; then only b is fitted.
+        A slope that is not positive makes no sense; then only b is fitted. It stays between half and twice that b.
         """
         at = np.array(points, dtype=float)
         last_sum, last = at[-1]
@@ -112,8 +112,11 @@ class Correction:
             return cls(0.0, float(last / last_sum))
         dx, dy = at[:-1, 0] - last_sum, at[:-1, 1] - last
         slope = float(dx @ dy / (dx @ dx)) if (dx @ dx) > 0 else 0.0
+        proportional = float(last / last_sum)
         if slope <= 0:
-            return cls(0.0, float(last / last_sum))
+            return cls(0.0, proportional)
+        # Points near each other make a line of noise, along which the next choice would leap far beside the mark.
+        slope = min(max(slope, 0.5 * proportional), 2 * proportional)
         return cls(float(last - slope * last_sum), slope)
 
     def measured(self, total: float) -> float:
