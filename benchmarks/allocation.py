@@ -4,9 +4,9 @@
 
 Every row is one `vitrim build`: real weights, calibrated on imagenet_train1000, top-1 and paired drop on the 1,100
 images of imagenet_val, latency of the engine interleaved with that of the unpruned model. `allocated` leaves shapes to
-the search, with each ratio as its budget; `allocated, merging` may merge tokens besides. The uniform rows cut every MLP, or
-every MLP and every head, to the same share: ours, and the rules that papers use, with the repair that each of them has
-(none, or `+ repair` where it is ours). fp32 by default, so that nothing but the shapes differs.
+the search, with each ratio as its budget; `allocated, merging` may merge tokens too. The uniform rows cut every MLP,
+or every MLP and every head, to the same share: ours, and the rules that papers use, with the repair that each of them
+has (none, or `+ repair` where it is ours). fp32 by default, so that nothing but the shapes differs.
 """
 
 import argparse
