@@ -153,11 +153,12 @@ def _fold_casts(graph: ir.Graph) -> None:
         value = graph.initializers.get(name)
         if value is None:
             constant = ir.tensor(source.const_value.numpy().astype(target.numpy()), dtype=target, name=name)
-            value = ir.Value(name=name, shape=constant.shape, type=ir.TensorType(target), const_value=constant)
+            shape = ir.Shape(source.const_value.numpy().shape)
+            value = ir.Value(name=name, shape=shape, type=ir.TensorType(target), const_value=constant)
             graph.register_initializer(value)
         ir.convenience.replace_all_uses_with(old, value)
         graph.remove(node, safe=True)
-        if not source.uses() and source.name in graph.initializers:
+        if source.name is not None and source.name in graph.initializers and not source.uses():
             graph.initializers.pop(source.name)
 
 
