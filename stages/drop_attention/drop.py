@@ -67,7 +67,7 @@ def drop_folder(
     model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def batches(images: "ImageSet | None") -> Batches | None:
-        return None if images is None else sample(images, options.images).batches(spec.preprocess, BATCH)
+        return None if images is None else images.first_by_content(options.images).batches(spec.preprocess, BATCH)
 
     found, dropped_spec, facts = drop(
         model, spec, options, select=batches(select), fit=batches(fit), scratch=scratch, tell=tell
@@ -170,13 +170,6 @@ def remove_from(
             put_constant(cast(Block, changed.blocks[index]), part, None)
     changed.spec = dropped_spec.model_dump(mode="json")
     return changed, dropped_spec, facts
-
-
-def sample(images: "ImageSet", limit: int | None) -> "ImageSet":
-    """Return at most so many of the images: the first by content hash, as good as drawn, whatever their names."""
-    if limit is None or limit >= len(images):
-        return images
-    return images.subset(sorted(range(len(images)), key=lambda index: images.items[index].sha256)[:limit])
 
 
 def _facts(

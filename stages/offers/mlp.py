@@ -1,6 +1,6 @@
 """Offers of an MLP: every legal width, by the orthogonal-least-squares order and its closed-form error."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,22 +51,10 @@ def mlp_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, options: Of
     return (*found, Offer(shape=(most,), loss=0.0, measured=True))
 
 
-def without(spec: ViTSpec, mean: Tensor) -> "nn.Module":
+def without(spec: ViTSpec, mean: Tensor) -> Callable[[Tensor], Tensor]:
     """Return what stands in the place of a sublayer that is off: the mean of its branch, [D], as a constant.
 
     Post-norm models get none: what the branch adds there is behind a norm.
     """
-    return Constant(torch.zeros_like(mean) if spec.norm_placement == "post" else mean)
-
-
-class Constant(nn.Module):
-    """Adds one vector to every token."""
-
-    def __init__(self, vector: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("vector", vector)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, N, D]."""
-        shifted: Tensor = x + self.vector.to(x)  # type: ignore[operator]
-        return shifted
+    constant = torch.zeros_like(mean) if spec.norm_placement == "post" else mean
+    return lambda x: x + constant.to(x)

@@ -58,7 +58,7 @@ def prune_folder(
     model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
     batches = None
     if images is not None:
-        batches = sample(images, options.images).batches(spec.preprocess, BATCH)
+        batches = images.first_by_content(options.images).batches(spec.preprocess, BATCH)
     pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, tell=tell)
     save_model(output, pruned_spec, pruned.state_dict(), labels=load_labels(model_folder))
     return {**facts, "seconds": round(perf_counter() - started, 3)}
@@ -119,13 +119,6 @@ def prune_block(
     cut.queries_and_keys(shape.d_qk)
     cut.heads_and_values(shape.heads, shape.d_v)
     return {"before": before.model_dump(), "after": cut.shape.model_dump(), **cut.facts}
-
-
-def sample(images: "ImageSet", limit: int | None) -> "ImageSet":
-    """Return at most so many of the images: the first by content hash, as good as drawn, whatever their names."""
-    if limit is None or limit >= len(images):
-        return images
-    return images.subset(sorted(range(len(images)), key=lambda index: images.items[index].sha256)[:limit])
 
 
 def _facts(rows: list[dict[str, Any]], options: PruneAttentionOptions) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def prune_folder(
     spec = load_spec(model_folder)
     reshaped(options, spec)  # refuses before weights are read
     model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    batches = None if images is None else Again(sample(images, options.images), spec)
+    batches = None if images is None else Again(images.first_by_content(options.images), spec)
     pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, tell=tell)
     save_model(output, pruned_spec, pruned.state_dict(), labels=load_labels(model_folder))
     return {**facts, "seconds": round(perf_counter() - started, 3)}
@@ -128,13 +128,6 @@ def prune(
     how = "" if options.repair == "none" else ", readers and writers repaired"
     facts["summary"] = f"width {spec.width} to {width}, by {options.method}{how}"
     return pruned, pruned_spec, {**facts, "sites": repair.rows}
-
-
-def sample(images: "ImageSet", limit: int | None) -> "ImageSet":
-    """Return at most so many of the images: the first by content hash, as good as drawn, whatever their names."""
-    if limit is None or limit >= len(images):
-        return images
-    return images.subset(sorted(range(len(images)), key=lambda index: images.items[index].sha256)[:limit])
 
 
 class _Repair:
