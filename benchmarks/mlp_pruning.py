@@ -5,8 +5,9 @@
 Calibrates on the 1,000 images of imagenet_train1000, evaluates on the 1,100 of imagenet_val, with torch in fp32. The
 stage's defaults were chosen on other images. Nothing is random but the order of tokens in `refine`, whose seed is the
 block's number, and the neurons of `random`, with seed 0. similarity without repair replaces each neuron by the line
-through its medoid's values. energy with parallel repair is what CORP does (arXiv 2602.05243). Torch-Pruning (the peer: L2 norm and Taylor) cuts the same widths from timm's own model;
-Taylor's gradients are those of the cross-entropy with the model's own answers on the calibration images.
+through its medoid's values; energy with parallel repair is what CORP does (arXiv 2602.05243). Torch-Pruning (the peer:
+L2 norm and Taylor) cuts the same widths from timm's own model; Taylor's gradients are those of the cross-entropy with
+the model's own answers on the calibration images.
 """
 
 import sys

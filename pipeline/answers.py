@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 from pipeline.statistics import agreement
 
 if TYPE_CHECKING:
+    from pipeline.pixels import Pixels
     from pipeline.statistics import Floats
-    from targets.preprocess import Preprocess
 
 Tell = Callable[[str, float | None], None]
 BATCH = 16
 
 
-def engine_answers(
-    engine: Path, pixels: Path, preprocess: "Preprocess", *, tell: Tell, precision: str = "fp32"
-) -> "Floats":
-    """Run every image of a .npy file (uint8 [N, H, W, 3]) through an engine's folder, in a fresh worker.
+def engine_answers(engine: Path, pixels: "Pixels", *, tell: Tell, precision: str = "fp32") -> "Floats":
+    """Run every image through an engine's folder, in a fresh worker.
 
     engine may be an .onnx file; then `precision` says what it holds, and ONNX Runtime on this CPU answers.
     """
@@ -28,33 +26,31 @@ def engine_answers(
 
     from targets.worker import Worker
 
-    images = np.load(pixels, mmap_mode="r")
+    images = np.load(pixels.file, mmap_mode="r")
     with Worker() as worker:
         if engine.is_dir():
             worker.load(engine)
-            found = worker.infer(images, preprocess=preprocess, tell=tell)
+            found = worker.infer(images, preprocess=pixels.preprocess, tell=tell)
         else:
             worker.load(engine, runtime="onnxruntime", precision=precision)
-            found = worker.infer(images, batch=BATCH, preprocess=preprocess, tell=tell)
+            found = worker.infer(images, batch=BATCH, preprocess=pixels.preprocess, tell=tell)
     return next(iter(found.values()))
 
 
-def torch_answers(
-    model: Path, pixels: Path, preprocess: "Preprocess", *, count: int | None = None, tell: Tell
-) -> "Floats":
-    """Run the first `count` images of a .npy file (uint8 [N, H, W, 3]) through a model folder, in fp32 with torch."""
+def torch_answers(model: Path, pixels: "Pixels", *, count: int | None = None, tell: Tell) -> "Floats":
+    """Run the first `count` images through a model folder, in fp32 with torch."""
     import numpy as np
     import torch
 
     from stages.vit.files import load_model
     from targets.preprocess import normalise
 
-    images = np.load(pixels, mmap_mode="r")[:count]
+    images = np.load(pixels.file, mmap_mode="r")[:count]
     module = load_model(model)
     found = []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
-            batch = normalise(images[start : start + BATCH], preprocess)
+            batch = normalise(images[start : start + BATCH], pixels.preprocess)
             found.append(module(torch.from_numpy(batch)).numpy())
             tell(f"{start + len(batch)} of {len(images)} images", (start + len(batch)) / len(images))
     return np.concatenate(found)

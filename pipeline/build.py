@@ -16,11 +16,12 @@ from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_ans
 from pipeline.choose import Choice, choose
 from pipeline.events import Event, Watcher, ignore
 from pipeline.keys import code_digest, content_digest
+from pipeline.pixels import INPUTS, Pixels
 from pipeline.plan import Candidate, Plan, PlannedStep, Planner, TargetPlan, make_plan
 from pipeline.report.compose import Built, compose
 from pipeline.report.record import Report
 from pipeline.runner import Runner
-from pipeline.search.replan import replan, reshaping_after, searched_step, timing_inputs
+from pipeline.search.replan import replan, reshaping_after, searched_step
 from pipeline.search.search import Search
 from pipeline.store import Store
 from pipeline.validation import Engines, Subject, Validation, validate
@@ -29,6 +30,7 @@ from stages.data.images import ImageSet, check_labels, check_roles, open_images
 from stages.stage import Role
 from stages.vit.spec import SPEC_FILE, ViTSpec
 from targets.errors import InputError
+from targets.preprocess import Preprocess
 from targets.profile import load_profile
 from targets.record import digest_of
 
@@ -46,6 +48,7 @@ ENGINES = 3
 MEASURING_CODE = (
     "pipeline/validation.py",
     "pipeline/answers.py",
+    "pipeline/pixels.py",
     "pipeline/statistics.py",
     "pipeline/features.py",
     "targets/measure",
@@ -169,7 +172,7 @@ class _TargetBuild:
             report=report,
             engine=engine,
             graph=self._graph(winner),
-            spec_folder=self._model(winner).folder,
+            spec_folder=self._model(winner.engine).folder,
         )
         return report
 
@@ -209,12 +212,11 @@ class _TargetBuild:
 
     def _agreement(self, artifact: Artifact, reference: "_Reference", tell: Tell) -> dict[str, Any]:
         if artifact.manifest.holds == Format.VIT:
-            answers = torch_answers(artifact.folder, reference.pixels, reference.spec.preprocess, tell=tell)
+            answers = torch_answers(artifact.folder, reference.pixels_for(artifact.folder), tell=tell)
         else:
             answers = engine_answers(
                 artifact.folder / "model.onnx",
-                reference.pixels,
-                reference.spec.preprocess,
+                reference.pixels_for(artifact.folder),
                 tell=tell,
                 precision=str(artifact.manifest.options.get("precision", "fp32")),
             )
@@ -225,6 +227,7 @@ class _TargetBuild:
         return {"agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)), "top1": right}
 
     def _choose(self, reference: "_Reference", baseline: Path, tell: Tell, *, unpruned: bool = False) -> Choice:
+        """Choose among the engines, or among their unpruned counterparts."""
         candidates = {one.name: one for one in self.target.candidates}
         engines = {name: one.unpruned if unpruned else one.engine for name, one in candidates.items()}
         key = digest_of(
@@ -243,8 +246,9 @@ class _TargetBuild:
             {name: self._engine(one) for name, one in engines.items()},
             baseline=baseline,
             reference=reference.answers,
-            pixels=reference.pixels,
-            spec=reference.spec,
+            pixels=reference.pixels_for(self._model(next(iter(engines.values()))).folder),
+            baseline_pixels=reference.pixels,
+            has_head=bool(reference.spec.classes),
             threads=self.target.profile.threads,
             sizes={name: _engine_bytes(self.runner.bring(one)) for name, one in engines.items()},
             tell=tell,
@@ -275,7 +279,7 @@ class _TargetBuild:
             model=step.previous,
             step=step,
             later=reshaping_after(self.plan, step),
-            inputs=lambda: timing_inputs(lazy.pixels, candidate.batch, before.preprocess),
+            inputs=lambda preprocess: lazy.pixels_as(preprocess).inputs(max(INPUTS, candidate.batch)),
             reuse=self.reuse,
         )
         decision = search.run(self._check)
@@ -299,8 +303,9 @@ class _TargetBuild:
             engines=engines,
             batch=winner.batch,
             precision=winner.precision,
-            model=self._model(winner).folder,
+            model=self._model(winner.engine).folder,
             spec=before,
+            preprocess=self._spec(winner.engine).preprocess,
             measure=self.plan.recipe.measure,
             budget=self.target.budget,
             threads=self.target.profile.threads,
@@ -387,11 +392,10 @@ class _TargetBuild:
         return self.runner.bring(step).folder
 
     def _spec(self, step: PlannedStep) -> ViTSpec:
-        folder = _last(step, Format.VIT, self.runner).folder
-        return ViTSpec.model_validate_json((folder / SPEC_FILE).read_text())
+        return _spec_in(self._model(step).folder)
 
-    def _model(self, winner: Candidate) -> Artifact:
-        return _last(winner.engine, Format.VIT, self.runner)
+    def _model(self, step: PlannedStep) -> Artifact:
+        return _last(step, Format.VIT, self.runner)
 
     def _graph(self, winner: Candidate) -> Artifact:
         return _last(winner.engine, Format.ONNX, self.runner)
@@ -408,15 +412,22 @@ class _Reference:
         self._answers: Floats | None = None
 
     @property
-    def pixels(self) -> Path:
-        return self.images.pixels_file(self.spec.preprocess, self._build._pixels)
+    def pixels(self) -> Pixels:
+        """The images as the source reads them."""
+        return self.pixels_as(self.spec.preprocess)
+
+    def pixels_for(self, folder: Path) -> Pixels:
+        """The images as the model or graph in this folder reads them."""
+        return self.pixels_as(_spec_in(folder).preprocess)
+
+    def pixels_as(self, preprocess: Preprocess) -> Pixels:
+        """The images, so prepared."""
+        return Pixels.of(self.images, preprocess, self._build._pixels)
 
     @property
     def answers(self) -> "Floats":
         if self._answers is None:
-            self._answers = engine_answers(
-                self._baseline, self.pixels, self.spec.preprocess, tell=lambda message, share: None
-            )
+            self._answers = engine_answers(self._baseline, self.pixels, tell=lambda message, share: None)
         return self._answers
 
 
@@ -427,6 +438,10 @@ def _last(step: PlannedStep, holds: Format, runner: Runner) -> Artifact:
         if artifact.manifest.holds == holds:
             return artifact
     raise InputError(f"{step.title} does not build on a {holds}")
+
+
+def _spec_in(folder: Path) -> ViTSpec:
+    return ViTSpec.model_validate_json((folder / SPEC_FILE).read_text())
 
 
 def _engine_bytes(artifact: Artifact) -> int:

@@ -16,8 +16,8 @@ from targets.errors import StageError
 from targets.record import Record
 
 if TYPE_CHECKING:
+    from pipeline.pixels import Pixels
     from pipeline.statistics import Booleans, Floats
-    from stages.vit.spec import ViTSpec
 
 AGREEMENT_SLACK = 0.01
 """a candidate may agree with the source this much less than the best one and still win by speed"""
@@ -52,27 +52,30 @@ def choose(
     *,
     baseline: Path,
     reference: "Floats",
-    pixels: Path,
-    spec: "ViTSpec",
+    pixels: "Pixels",
+    baseline_pixels: "Pixels",
+    has_head: bool,
     threads: int | None,
     sizes: Mapping[str, int],
     tell: Tell,
 ) -> Choice:
-    """Measure and decide. reference: the baseline's answers to `select`; pixels: its decoded images; order: preference.
+    """Measure and decide. Order: preference. reference: the baseline's answers to `select`.
+
+    pixels: images of `select` as the candidates read them, and as the baseline does.
 
     A later candidate must be faster than the preferred one beyond doubt: the 95 % interval of the ratio excludes 1.
     """
     agreements, same = {}, {}
     for name, folder in engines.items():
-        answers = engine_answers(folder, pixels, spec.preprocess, tell=prefixed(tell, name))
-        agreements[name] = likeness(reference, answers, has_head=bool(spec.classes))
-        if spec.classes:
+        answers = engine_answers(folder, pixels, tell=prefixed(tell, name))
+        agreements[name] = likeness(reference, answers, has_head=has_head)
+        if has_head:
             same[name] = answers.argmax(axis=1) == reference.argmax(axis=1)
     if len(candidates) == 1:
         ((name, only),) = candidates.items()
         row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
         return Choice(winner=name, rows=(row,))
-    return _by_speed(candidates, engines, baseline, agreements, same, pixels, spec, threads, sizes, tell)
+    return _by_speed(candidates, engines, baseline, agreements, same, pixels, baseline_pixels, threads, sizes, tell)
 
 
 def _by_speed(
@@ -81,26 +84,25 @@ def _by_speed(
     baseline: Path,
     agreements: Mapping[str, float],
     same: "Mapping[str, Booleans]",
-    pixels: Path,
-    spec: "ViTSpec",
+    pixels: "Pixels",
+    baseline_pixels: "Pixels",
     threads: int | None,
     sizes: Mapping[str, int],
     tell: Tell,
 ) -> Choice:
-    import numpy as np
-
+    from pipeline.pixels import INPUTS
     from targets.measure.latency import EngineUnderTest, compare
     from targets.measure.percentiles import p50_of, paired_ratio
-    from targets.preprocess import normalise
 
     batch = next(iter(candidates.values())).batch
-    inputs = normalise(
-        np.take(np.load(pixels, mmap_mode="r"), range(max(16, batch)), axis=0, mode="wrap"), spec.preprocess
-    )
-    under_test = {"baseline": baseline, **engines}
+    count = max(INPUTS, batch)
+    theirs = baseline_pixels.inputs(count)
     comparison = compare(
-        {name: EngineUnderTest(folder=folder, batch=batch, threads=threads) for name, folder in under_test.items()},
-        inputs,
+        {
+            "baseline": EngineUnderTest(folder=baseline, batch=batch, threads=threads, inputs=theirs),
+            **{name: EngineUnderTest(folder=one, batch=batch, threads=threads) for name, one in engines.items()},
+        },
+        pixels.inputs(count),
         level="quick",
         tell=tell,
     )

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 from pipeline.answers import engine_answers
+from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.compose import figures
 from stages.data.images import ImageSet, check_labels, open_images
 from stages.data.source import DataSource
@@ -81,16 +82,14 @@ def _latency(
     from targets.preprocess import normalise
 
     batch = int(json.loads((engine / "engine.json").read_text())["batch"])
-    count = max(16, batch)
+    count = max(INPUTS, batch)
     if images is not None and len(images):
-        few = images.subset(range(min(count, len(images)))).uint8(preprocess, folder=folder)
-        pixels = np.take(few, range(count), axis=0, mode="wrap")
+        inputs = Pixels.of(images.subset(range(min(count, len(images)))), preprocess, folder).inputs(count)
     else:
         random = np.random.default_rng(0)
         pixels = random.integers(0, 256, (count, preprocess.height, preprocess.width, 3), dtype=np.uint8)
-    comparison = compare(
-        {"engine": EngineUnderTest(folder=engine, batch=batch)}, normalise(pixels, preprocess), level=level
-    )
+        inputs = normalise(pixels, preprocess)
+    comparison = compare({"engine": EngineUnderTest(folder=engine, batch=batch)}, inputs, level=level)
     found = figures(comparison.measurements["engine"])
     return {
         "batch": batch,
@@ -105,9 +104,7 @@ def _latency(
 
 
 def _accuracy(bundle: Path, preprocess: Preprocess, images: ImageSet, folder: Path) -> dict[str, Any]:
-    answers = engine_answers(
-        bundle / "engine", images.pixels_file(preprocess, folder), preprocess, tell=lambda message, share: None
-    )
+    answers = engine_answers(bundle / "engine", Pixels.of(images, preprocess, folder), tell=lambda message, share: None)
     if images.labels is None:
         return {"images": len(images), "accuracy": "not measured: the images have no labels"}
     check_labels(images, answers.shape[1])

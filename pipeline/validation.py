@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.answers import Tell, engine_answers, torch_answers
+from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.record import Accuracy, OperatorTime, Parity
 from stages.data.images import ImageSet
 from targets.errors import InputError, StageError
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
     from pipeline.recipe import Measure
     from pipeline.statistics import Floats
     from stages.vit.spec import ViTSpec
+    from targets.preprocess import Preprocess
     from targets.profile import Budget
 
 PARITY_IMAGES = 16
-INPUT_IMAGES = 16
-"""different real inputs that latency measuring rotates through"""
 PARITY_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "int8": 0.9}
 """least cosine between the engine's and torch's outputs; quantization moves logits, a broken graph destroys them"""
 
@@ -67,6 +67,9 @@ class Subject:
     model: Path
     """folder of the compressed model (format vit), for parity"""
     spec: "ViTSpec"
+    """of the source"""
+    preprocess: "Preprocess"
+    """what the compressed model reads; the source may read another size"""
     measure: "Measure"
     budget: "Budget"
     threads: int | None
@@ -74,18 +77,30 @@ class Subject:
     """write a bundle of `baseline` or `engine` into a folder, for the user's own metric command"""
 
 
+@dataclass(frozen=True)
+class Readings:
+    """The same images, as the source and as the engine read them."""
+
+    source: Pixels
+    engine: Pixels
+
+    @classmethod
+    def of(cls, subject: Subject, images: ImageSet, folder: Path) -> "Readings":
+        """Decode images for both."""
+        return cls(*(Pixels.of(images, one, folder) for one in (subject.spec.preprocess, subject.preprocess)))
+
+
 def validate(subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, pixels: Path, tell: Tell) -> Validation:
     """Measure everything. pixels: folder for decoded images. tell(message, share) receives progress."""
     started = time.monotonic()
-    preprocess = subject.spec.preprocess
-    inputs = select.pixels_file(preprocess, pixels)
+    read = Readings.of(subject, select, pixels)
     tell("parity", None)
-    parity = check_parity(subject, inputs, tell=tell)
+    parity = check_parity(subject, read.engine, tell=tell)
     tell("accuracy", None)
     accuracy, per_image = measure_accuracy(subject, evaluate, pixels, tell=tell)
-    latencies = measure_latency(subject, inputs, tell=tell)
+    latencies = measure_latency(subject, read, tell=tell)
     tell("time by operator", None)
-    operators = measure_operators(subject, inputs)
+    operators = measure_operators(subject, read)
     return Validation(
         accuracy=accuracy,
         per_image=per_image,
@@ -96,17 +111,17 @@ def validate(subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, p
     )
 
 
-def check_parity(subject: Subject, pixels: Path, *, tell: Tell) -> Parity:
+def check_parity(subject: Subject, pixels: Pixels, *, tell: Tell) -> Parity:
     """Compare the engine's outputs with torch's on the same real images."""
     import numpy as np
 
     from pipeline.features import feature_cosine
 
-    expected = torch_answers(subject.model, pixels, subject.spec.preprocess, count=PARITY_IMAGES, tell=tell)
+    expected = torch_answers(subject.model, pixels, count=PARITY_IMAGES, tell=tell)
     with TemporaryDirectory(prefix="vitrim-parity-") as folder:
         few = Path(folder, "images.npy")
-        np.save(few, np.load(pixels, mmap_mode="r")[:PARITY_IMAGES])
-        found = engine_answers(subject.engines.engine[subject.batch], few, subject.spec.preprocess, tell=tell)
+        np.save(few, np.load(pixels.file, mmap_mode="r")[:PARITY_IMAGES])
+        found = engine_answers(subject.engines.engine[subject.batch], Pixels(few, pixels.preprocess), tell=tell)
     finite = bool(np.isfinite(found).all())
     difference = np.abs(np.where(np.isfinite(found), found, 0) - expected)
     cosine = float(feature_cosine(expected, found).mean()) if finite else 0.0
@@ -133,18 +148,15 @@ def measure_accuracy(
         return _by_command(subject), {}
     if evaluate is None:
         return None, {}
-    file = evaluate.pixels_file(subject.spec.preprocess, pixels)
+    read = Readings.of(subject, evaluate, pixels)
 
-    def answers(role: str, folder: Path) -> "Floats":
+    def answers(role: str, folder: Path, images: Pixels) -> "Floats":
         return engine_answers(
-            folder,
-            file,
-            subject.spec.preprocess,
-            tell=lambda message, share: tell(f"accuracy of the {role}: {message}", share),
+            folder, images, tell=lambda message, share: tell(f"accuracy of the {role}: {message}", share)
         )
 
-    baseline = answers("baseline", subject.engines.baseline[subject.batch])
-    engine = answers("engine", subject.engines.engine[subject.batch])
+    baseline = answers("baseline", subject.engines.baseline[subject.batch], read.source)
+    engine = answers("engine", subject.engines.engine[subject.batch], read.engine)
     labels = evaluate.labels
     if metric == "zero_shot":
         baseline, engine = _zero_shot(subject, baseline), _zero_shot(subject, engine)
@@ -162,18 +174,14 @@ def measure_accuracy(
     return accuracy, {**top1, "label": tuple(int(label) for label in labels)}
 
 
-def measure_latency(subject: Subject, pixels: Path, *, tell: Tell) -> dict[str, Comparison]:
+def measure_latency(subject: Subject, read: Readings, *, tell: Tell) -> dict[str, Comparison]:
     """Time the three engines interleaved, at every batch size."""
-    import numpy as np
-
     from targets.measure.latency import EngineUnderTest, compare
-    from targets.preprocess import normalise
 
     found = {}
     for batch in sorted(subject.engines.engine):
-        needed = max(INPUT_IMAGES, batch)
-        raw = np.load(pixels, mmap_mode="r")
-        inputs = normalise(np.take(raw, range(needed), axis=0, mode="wrap"), subject.spec.preprocess)
+        count = max(INPUTS, batch)
+        own = read.engine.inputs(count)
         roles = {
             "baseline": subject.engines.baseline[batch],
             "unpruned": subject.engines.unpruned[batch],
@@ -181,34 +189,33 @@ def measure_latency(subject: Subject, pixels: Path, *, tell: Tell) -> dict[str, 
         }
         found[str(batch)] = compare(
             {
-                role: EngineUnderTest(folder=folder, batch=batch, threads=subject.threads)
+                role: EngineUnderTest(
+                    folder=folder,
+                    batch=batch,
+                    threads=subject.threads,
+                    inputs=own if role == "engine" else None,
+                )
                 for role, folder in roles.items()
             },
-            inputs,
+            read.source.inputs(count),
             level=subject.measure.level,
             tell=lambda message, share, batch=batch: tell(f"latency at batch {batch}: {message}", share),  # type: ignore[misc]
         )
     return found
 
 
-def measure_operators(subject: Subject, pixels: Path) -> dict[str, tuple[OperatorTime, ...]]:
+def measure_operators(subject: Subject, read: Readings) -> dict[str, tuple[OperatorTime, ...]]:
     """Ask each runtime where its time goes, by kind of operator."""
-    import numpy as np
-
-    from targets.preprocess import normalise
     from targets.worker import Worker
 
-    inputs = normalise(
-        np.take(np.load(pixels, mmap_mode="r"), range(subject.batch), axis=0, mode="wrap"), subject.spec.preprocess
-    )
     found = {}
-    for role, folder in (
-        ("baseline", subject.engines.baseline[subject.batch]),
-        ("engine", subject.engines.engine[subject.batch]),
+    for role, folder, pixels in (
+        ("baseline", subject.engines.baseline[subject.batch], read.source),
+        ("engine", subject.engines.engine[subject.batch], read.engine),
     ):
         with Worker(threads=subject.threads) as worker:
             worker.load(folder)
-            rows = worker.profile(inputs)
+            rows = worker.profile(pixels.inputs(subject.batch))
         found[role] = tuple(
             OperatorTime(operator=row["operator"], share=row["share"], calls=row["calls"]) for row in rows
         )

@@ -10,6 +10,7 @@ from targets.errors import UnknownNameError
 CATALOG: dict[str, str] = {
     "source": "stages.source.stage",
     "finetune": "stages.finetune.stage",
+    "resize_input": "stages.resize_input.stage",
     "drop_attention": "stages.drop_attention.stage",
     "prune_width": "stages.prune_width.stage",
     "prune_attention": "stages.prune_attention.stage",

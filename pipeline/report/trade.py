@@ -93,12 +93,13 @@ def round_rows(decision: Decision) -> list[tuple[str, str, str, str]]:
 
 
 def ground_rows(decision: Decision) -> list[tuple[str, str, str, str, bool]]:
-    """Widths and schedules of merging that were compared: what, time and loss of it alone, loss within the limits."""
+    """Sizes, widths and schedules of merging that were compared: what, time and loss alone, loss within limits."""
 
     def what(one: Ground) -> str:
+        size = "" if one.size is None else f"{one.size[0]} x {one.size[1]} pixels, "
         if one.tokens is None:
-            return f"width {one.width:,}, all tokens"
-        return f"width {one.width:,}, {figures.percent(one.tokens)} of the tokens, {spelled(one.merge)}"
+            return f"{size}width {one.width:,}, all tokens"
+        return f"{size}width {one.width:,}, {figures.percent(one.tokens)} of the tokens, {spelled(one.merge)}"
 
     return [
         (

@@ -139,22 +139,25 @@ def table_from(
 
 def measure_shares(
     engines: Mapping[str, Path],
-    unpruned: Path,
     inputs: "NDArray[Any]",
     *,
+    unpruned: Path,
+    unpruned_inputs: "NDArray[Any]",
     batch: int,
     threads: int | None,
     tell: Tell,
     procedure: Procedure = SEARCHING,
 ) -> "Shares":
-    """Time engines interleaved with the unpruned one. inputs: [N, 3, H, W]."""
+    """Time engines interleaved with the unpruned one. inputs, unpruned_inputs: [N, 3, H, W]."""
     found, unpruned_ms = {}, []
     names = list(engines)
     groups = [names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER)]
     for index, group in enumerate(groups):
-        under_test = {"unpruned": unpruned, **{name: engines[name] for name in group}}
         comparison = compare(
-            {name: EngineUnderTest(folder=folder, batch=batch, threads=threads) for name, folder in under_test.items()},
+            {
+                "unpruned": EngineUnderTest(folder=unpruned, batch=batch, threads=threads, inputs=unpruned_inputs),
+                **{name: EngineUnderTest(folder=engines[name], batch=batch, threads=threads) for name in group},
+            },
             inputs,
             level="quick",
             procedure=procedure,

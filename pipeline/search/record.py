@@ -56,8 +56,10 @@ class ParetoPoint(Record):
 
 
 class Ground(Record):
-    """One width of the stream and one schedule of merging: what scales all sublayers, tried one by one."""
+    """One input size, width of the stream and schedule of merging: what scales all sublayers, tried one by one."""
 
+    size: tuple[int, int] | None = None
+    """of the input, height and width in pixels; None: the source's"""
     width: int
     tokens: float | None
     """share of the patch tokens left at the end; None: nothing merges"""
@@ -83,6 +85,8 @@ class Decision(Record):
     limits: dict[str, float]
     """what had to hold: latency as a share of the unpruned engine's, parameters, macs"""
     shapes: tuple[BlockShape, ...]
+    size: tuple[int, int] | None = None
+    """of the input, where it is another one than the source's"""
     width: int | None = None
     """of the residual stream, where it is narrowed"""
     merge: tuple[int, ...] = ()
@@ -90,7 +94,7 @@ class Decision(Record):
     loss: float
     """sum over the sublayers, with what width and merging lose"""
     grounds: tuple[Ground, ...] = ()
-    """widths and schedules of merging that were compared, where there were several"""
+    """sizes, widths and schedules of merging that were compared, where there were several"""
     sublayers: tuple[SublayerDecision, ...]
     rounds: tuple[Round, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()

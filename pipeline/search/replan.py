@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.plan import Candidate, Plan, PlannedStep, TargetPlan, is_auto, make_plan
 from pipeline.recipe.model import Step
@@ -11,13 +10,6 @@ from pipeline.search.record import Decision
 from stages.artifact import Format
 from stages.catalog import get_stage
 from stages.vit.spec import ViTSpec
-from targets.preprocess import Preprocess, normalise
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-INPUTS = 16
-"""different images that engines are timed with"""
 
 
 def searched_step(plan: Plan) -> PlannedStep | None:
@@ -49,6 +41,8 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candid
         if not is_auto(step.stage, step.options):
             steps.append(step)
             continue
+        if decision.size is not None:
+            steps.append(_step("resize_input", size=decision.size))
         if decision.width is not None:
             steps.append(_step("prune_width", width=decision.width))
         steps.append(step.model_copy(update={"options": step.options.replace(blocks=decision.shapes)}))
@@ -69,12 +63,3 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candid
 
 def _step(stage: str, **options: Any) -> Step:
     return Step(stage=stage, options=get_stage(stage).options(**options), title=stage)
-
-
-def timing_inputs(pixels: Path, batch: int, preprocess: Preprocess) -> "NDArray[Any]":
-    """Images to time engines with: float32 [N, 3, H, W]."""
-    import numpy as np
-
-    return normalise(
-        np.take(np.load(pixels, mmap_mode="r"), range(max(INPUTS, batch)), axis=0, mode="wrap"), preprocess
-    )

@@ -3,6 +3,7 @@
 Everything that takes time is a step or a record of the store, so that a second build asks nothing again.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stages.artifact import Artifact
+    from targets.preprocess import Preprocess
 
 Tell = Callable[[str, float | None], None]
 AIM = 0.96
@@ -51,7 +53,7 @@ class Check(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """A width of the residual stream: the model that is cut, its prices and its table."""
+    """An input size and a width of the residual stream: the model that is cut, its prices and its table."""
 
     spec: ViTSpec
     offers_key: str
@@ -107,8 +109,8 @@ class Search:
     """the prune step with blocks: auto"""
     later: Callable[[ViTSpec], ViTSpec]
     """what steps after the pruning make of a spec"""
-    inputs: "Callable[[], NDArray[Any]]"
-    """images to time engines with: [N, 3, H, W]"""
+    inputs: "Callable[[Preprocess], NDArray[Any]]"
+    """images to time engines with, prepared for a model: [N, 3, H, W]"""
     reuse: bool = True
 
     @property
@@ -123,7 +125,10 @@ class Search:
         search = self.options.search
         if search.tokens and any(self.later(self.spec).merge):
             raise InputError("prune.search.tokens and a step merge_tokens both say what merges; give one of them")
-        starts = [self._start(width, check) for width in (None, *search.widths)]
+        starts = [
+            self._start(size, width, check)
+            for size, width in itertools.product((None, *search.sizes), (None, *search.widths))
+        ]
         key = digest_of(
             [
                 [[start.offers_key, start.table.digest()] for start in starts],
@@ -145,23 +150,27 @@ class Search:
 
     # Prices and table.
 
-    def _start(self, width: float | None, check: "Check") -> _Start:
-        """Price and time the shapes of the model, or of a narrower one. width: share of the residual width."""
+    def _start(self, size: int | None, width: float | None, check: "Check") -> _Start:
+        """Price and time the shapes of the model, or of one that reads other pictures or is narrower.
+
+        size: side of the input in pixels. width: share of the residual width.
+        """
         model, spec = self.model, self.spec
+        if size is not None:
+            model = self.planned(model, "resize_input", f"read pictures of {size} pixels", size=size)
         if width is not None:
-            model = self.narrower_step(width)
-            spec = load_narrower(self.runner.bring(model).folder)
+            model = self.planned(model, "prune_width", f"narrow the stream to {width:g}", keep=width)
+        if model is not self.model:
+            spec = load_changed(self.runner.bring(model).folder)
         offers_step = self.offers_step(model)
         folder = self.runner.bring(offers_step).folder
         offers = Offers.model_validate_json((folder / OFFERS_FILE).read_text(encoding="utf-8"))
-        return _Start(
-            spec=spec, offers_key=offers_step.key, offers=offers, table=self._table(spec, check, narrower=width)
-        )
+        table = self._table(spec, check, changed=model is not self.model)
+        return _Start(spec=spec, offers_key=offers_step.key, offers=offers, table=table)
 
-    def narrower_step(self, width: float) -> PlannedStep:
-        """The step that narrows the residual stream."""
-        options = get_stage("prune_width").options(keep=width)
-        return self.planner.step("prune_width", options, after=self.model, title=f"narrow the stream to {width:g}")
+    def planned(self, after: PlannedStep, stage: str, title: str, **options: Any) -> PlannedStep:
+        """A step that changes the model before it is priced."""
+        return self.planner.step(stage, get_stage(stage).options(**options), after=after, title=title)
 
     def offers_step(self, model: PlannedStep) -> PlannedStep:
         """The step that prices shapes."""
@@ -180,18 +189,18 @@ class Search:
         )
         return self.planner.step("offers", options, after=model, title="price shapes")
 
-    def _table(self, spec: ViTSpec, check: "Check", *, narrower: float | None) -> LatencyTable:
+    def _table(self, spec: ViTSpec, check: "Check", *, changed: bool) -> LatencyTable:
         search = self.options.search
         wanted = probes_for(spec, self.target.profile.shapes, mlp=search.mlp, attention=search.attention)
         probes = {probe.name: probe.spec for probe in wanted}
-        if narrower is not None:
+        if changed:
             probes = {WHOLE: spec, **probes}
         steps = {
             name: engine_of(self.planner, one, self.candidate, title=f"probe {name}") for name, one in probes.items()
         }
         key = digest_of([[step.key for step in steps.values()], self.candidate.unpruned.key, measuring_code()])
         kept = self.runner.store.get_record("latency_table", key) if self.reuse else None
-        title = "time shapes" if narrower is None else f"time shapes at width {spec.width}"
+        title = f"time shapes of {_named(spec)}" if changed else "time shapes"
         if kept is not None:
             found: LatencyTable = check(title, lambda tell: LatencyTable.model_validate(kept), cached=True)
             return found
@@ -205,7 +214,7 @@ class Search:
         built: dict[str, Artifact] = {}
         for place, (name, step) in enumerate(steps.items()):
             built[name] = self._quietly(step, lambda text, place=place: tell(text, 0.6 * place / len(steps)))  # type: ignore[misc]
-        measured = self._measure(built, lambda text, share: tell(text, 0.6 + 0.4 * (share or 0)))
+        measured = self._measure(built, spec, lambda text, share: tell(text, 0.6 + 0.4 * (share or 0)))
         shares = {name: share for name, (share, _) in measured.ratios.items()}
         sizes = {name: int(one.manifest.facts["engine_bytes"]) for name, one in built.items()}
         whole = shares.pop(WHOLE, 1.0)
@@ -218,11 +227,13 @@ class Search:
             whole=whole,
         )
 
-    def _measure(self, built: "Mapping[str, Artifact]", tell: Tell) -> Shares:
+    def _measure(self, built: "Mapping[str, Artifact]", spec: ViTSpec, tell: Tell) -> Shares:
+        """Time engines that read what a model of this spec does."""
         return measure_shares(
             {name: one.folder for name, one in built.items()},
-            self.runner.bring(self.candidate.unpruned).folder,
-            self.inputs(),
+            self.inputs(spec.preprocess),
+            unpruned=self.runner.bring(self.candidate.unpruned).folder,
+            unpruned_inputs=self.inputs(self.spec.preprocess),
             batch=self.candidate.batch,
             threads=self.target.profile.threads,
             tell=tell,
@@ -255,6 +266,7 @@ class Search:
         best, rounds = self._rounds(ground, limits, tell)
         told = [
             Ground(
+                size=self._size_of(one.start.spec),
                 width=one.start.spec.width,
                 tokens=one.tokens.keep if one.tokens else None,
                 merge=one.tokens.merge if one.tokens else (),
@@ -323,7 +335,11 @@ class Search:
         """Build a whole model of these shapes with random weights and time it against the unpruned engine."""
         step = engine_of(self.planner, self.later(spec), self.candidate, title=title)
         built = self._quietly(step, lambda text: tell(text, share))
-        return self._measure({WHOLE: built}, lambda text, _: tell(f"{title}: {text}", share)).ratios[WHOLE]
+        return self._measure({WHOLE: built}, spec, lambda text, _: tell(f"{title}: {text}", share)).ratios[WHOLE]
+
+    def _size_of(self, spec: ViTSpec) -> tuple[int, int] | None:
+        size = (spec.preprocess.height, spec.preprocess.width)
+        return None if size == (self.spec.preprocess.height, self.spec.preprocess.width) else size
 
     def _told(
         self,
@@ -349,6 +365,7 @@ class Search:
             unit=ground.start.offers.unit,
             limits=dict(limits),
             shapes=best.shapes,
+            size=self._size_of(ground.start.spec),
             width=ground.start.spec.width if ground.start.spec.width != self.spec.width else None,
             merge=ground.tokens.merge if ground.tokens else (),
             loss=ground.loss + best.loss,
@@ -362,7 +379,11 @@ class Search:
         )
 
 
-def load_narrower(folder: Path) -> ViTSpec:
+def _named(spec: ViTSpec) -> str:
+    return f"{spec.preprocess.height}x{spec.preprocess.width} pixels, width {spec.width}"
+
+
+def load_changed(folder: Path) -> ViTSpec:
     """Spec of a model folder."""
     return ViTSpec.model_validate_json((folder / SPEC_FILE).read_text(encoding="utf-8"))
 

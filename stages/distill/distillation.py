@@ -12,7 +12,7 @@ from stages.data.images import ImageSet
 from stages.distill.dilution import Dilution, diluting_blocks
 from stages.distill.losses import BLOCK, FEATURES, DistillationLoss, Student, Weights, feature_energies
 from stages.distill.stage import DistillOptions
-from stages.distill.teacher import StrongerTeacher, comparable, load_teacher
+from stages.distill.teacher import StrongerTeacher, comparable, load_teacher, resizing
 from stages.training.augment import Augmentation
 from stages.training.logs import LogTo
 from stages.training.loop import Tell, Training, train
@@ -28,6 +28,7 @@ from stages.vit.model import ViT
 from stages.vit.spec import WEIGHTS_FILE, ViTSpec
 from targets.atomic import sha256_of
 from targets.errors import InputError
+from targets.preprocess import Preprocess
 
 ENERGY_IMAGES = 128
 """enough that the class token's energy is known within about 2 %"""
@@ -73,8 +74,9 @@ def distill_model(
     if options.stop_when_flat:
         shown, held_out = without_held_out(images, seed=seed) if options.held_out == "train" else (images, select)
     augmentation = Augmentation(crop_scale=options.crop_scale, crop_ratio=options.crop_ratio, flip=options.flip)
+    drawn = _drawn_at(spec, teacher_spec if options.teacher is None else None)
     data = TrainingImages(
-        shown, spec.preprocess, augmentation=augmentation, batch_size=options.batch_size, seed=seed, among=among
+        shown, drawn, augmentation=augmentation, batch_size=options.batch_size, seed=seed, among=among
     )
     steps = steps_for(options.images_seen, batch_size=options.batch_size)
     fading = diluting_blocks(student.model)
@@ -93,7 +95,7 @@ def distill_model(
     )
 
     tell("distilling: the teacher's features", None)
-    first = TrainingImages(shown, spec.preprocess, augmentation=augmentation, batch_size=options.batch_size, seed=seed)
+    first = TrainingImages(shown, drawn, augmentation=augmentation, batch_size=options.batch_size, seed=seed)
     features = [name for name in compared if name != "logits"]
     energies = among.agree(
         feature_energies(teacher, _first_images(first, options.batch_size, device), precision, names=features)
@@ -124,7 +126,7 @@ def distill_model(
             sha256_of(student_folder / WEIGHTS_FILE),
             _teacher_digest(options, teacher_folder),
         ],
-        held_out=None if held_out is None else PlainBatches(held_out, spec.preprocess, options.batch_size),
+        held_out=None if held_out is None else PlainBatches(held_out, drawn, options.batch_size),
         judge=loss.judge if options.held_out == "select" else None,
         tell=lambda message, share: tell(f"distilling: {message}", share),
     )
@@ -150,6 +152,8 @@ def check_models(student: ViTSpec, teacher: ViTSpec) -> None:
         raise InputError(
             "distill needs a teacher with all patches, but the source model merges tokens; take another source"
         )
+    size = {"height": student.preprocess.height, "width": student.preprocess.width}
+    teacher = teacher.replace(preprocess=teacher.preprocess.replace(**size))  # resized pictures are another matter
     for name in ("preprocess", "patch_size", "classes", "class_token", "register_tokens"):
         mine, other = getattr(student, name), getattr(teacher, name)
         if mine != other:
@@ -196,9 +200,21 @@ def _load_teacher(
         if stronger.spec is not None and any(stronger.spec.merge):
             raise InputError("distill needs a teacher with all patches, but this one merges tokens; give another")
         return stronger, stronger.spec
-    teacher_spec = load_spec(source)
+    teacher_spec, model = load_spec(source), load_model(source)
     check_models(spec, teacher_spec)
-    return load_model(source), teacher_spec
+    if teacher_spec.preprocess == spec.preprocess:
+        return model, teacher_spec
+    return resizing(model, teacher_spec, student=spec), teacher_spec
+
+
+def _drawn_at(student: ViTSpec, source: ViTSpec | None) -> Preprocess:
+    """How pictures are prepared: as the larger of student and source reads them, so that the teacher sees all it can.
+
+    source: None where another model teaches, which sees what the student does.
+    """
+    if source is None:
+        return student.preprocess
+    return max((student.preprocess, source.preprocess), key=lambda one: one.height * one.width)
 
 
 def _teacher_digest(options: DistillOptions, source: Path) -> str | None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.distill.dilution import Dilution, set_dilution
-from stages.distill.teacher import Teacher
+from stages.distill.teacher import Teacher, at_size
 from stages.training.pictures import Batch
 from stages.training.precision import Precision, autocast
 from stages.vit.model import ViT
@@ -132,7 +132,7 @@ class DistillationLoss:
         names = list(names)
         if PATCHES in names and SOURCES in self._student.model.output_names:
             names.append(SOURCES)
-        return self._student.model.outputs(batch.images, names)
+        return self._student.model.outputs(at_size(batch.images, self._student.model.image_size), names)
 
 
 def teacher_outputs(teacher: Teacher, images: Tensor, names: Iterable[str], precision: Precision) -> dict[str, Tensor]:

@@ -65,11 +65,17 @@ class StrongerTeacher(nn.Module):
     def outputs(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Return named outputs for the student's images [B, 3, H, W]; those alone that `output_names` has."""
         images = images * self.factor + self.offset
-        if tuple(images.shape[2:]) != self.size:
-            images = F.interpolate(images, size=self.size, mode="bicubic", antialias=True, align_corners=False)
+        images = at_size(images, self.size)
         if not isinstance(self.model, ViT):
             return {"logits": self.model(images)}
         return self.model.outputs(images, names)
+
+
+def at_size(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize pictures [B, 3, H, W]; those of this size already stay as they are."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def load_teacher(options: "TeacherOptions", student: ViTSpec, *, labels: list[str] | None) -> StrongerTeacher:
@@ -88,6 +94,11 @@ def load_teacher(options: "TeacherOptions", student: ViTSpec, *, labels: list[st
             )
         return StrongerTeacher(model, spec, classes=spec.classes, prepared=_prepared(spec), student=student)
     return _from_timm(str(options.timm), options.checkpoint, student)
+
+
+def resizing(model: ViT, spec: ViTSpec, *, student: ViTSpec) -> StrongerTeacher:
+    """Return the source as a teacher that reads pictures of any size, where the student's input has another one."""
+    return StrongerTeacher(model, spec, classes=spec.classes, prepared=_prepared(spec), student=student)
 
 
 def _from_timm(name: str, checkpoint: Path | None, student: ViTSpec) -> StrongerTeacher:

@@ -55,6 +55,9 @@ class SearchOptions(Record):
     widths: tuple[Share, ...] = Field(
         default=(), description="shares of the residual width, tried besides all of it: prune_width goes before"
     )
+    sizes: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), description="sides of the input in pixels, tried besides the model's: resize_input goes before"
+    )
     fit_images: int = Field(default=256, gt=0, description="at most so many of fit, to repair what is tried")
     select_images: int = Field(default=128, gt=0, description="at most so many of select, on which it is judged")
     rounds: int = Field(

@@ -39,6 +39,8 @@ class EngineUnderTest:
     batch: int
     threads: int | None = None
     """None: all cores that this process may use"""
+    inputs: Array | None = None
+    """its own images, float32 [N, 3, H, W], where its input has another size than the others'; None: those of all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +171,8 @@ def _enter(
 ) -> _Contender:
     """Load an engine, warm it up, and plan its blocks by how fast it turned out to be."""
     loaded = worker.load(engine.folder, threads=engine.threads)
+    if engine.inputs is not None:
+        inputs, preprocess = engine.inputs, None
     worker.rotate(inputs, batch=engine.batch, preprocess=preprocess)
     warm = worker.warm_up(
         seconds=plan.warmup_seconds, queries=plan.warmup_queries, limit_seconds=plan.warmup_limit_seconds

@@ -42,7 +42,7 @@ def fused(spec: ViTSpec) -> float:
 def scaled(spec: ViTSpec) -> float:
     """A device on which fewer tokens and a narrower stream are faster."""
     tokens = sum(spec.tokens_in(index + 1) for index in range(len(spec.blocks))) / (len(spec.blocks) or 1)
-    return additive(spec) * (0.2 + 0.8 * tokens / spec.tokens) * (0.2 + 0.8 * spec.width / 16)
+    return additive(spec) * (0.2 + 0.8 * tokens / 17) * (0.2 + 0.8 * spec.width / 16)
 
 
 def steppy(spec: ViTSpec) -> float:
@@ -69,13 +69,13 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
 
     def bring(step: Any) -> Any:
         if isinstance(step, str):
-            return SimpleNamespace(folder=tmp_path)
+            return SimpleNamespace(folder=Path(step))
         size = 1000 + 4 * count_params(specs[step.key]) if step.key in specs else 0
         folder = Path(step.key) if step.key in specs else tmp_path
         return SimpleNamespace(folder=folder, manifest=SimpleNamespace(facts={"engine_bytes": size}))
 
     def make(time: Time, budget: Budget, **options: Any) -> Search:
-        def measure_shares(engines: Mapping[str, Path], unpruned: Path, inputs: Any, **_: Any) -> Shares:
+        def measure_shares(engines: Mapping[str, Path], inputs: Any, **_: Any) -> Shares:
             log.measured += 1
             whole = time(plain_spec)
             ratios = {name: time(specs[str(folder)]) / whole for name, folder in engines.items()}
@@ -85,8 +85,8 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(module, "measure_shares", measure_shares)
         monkeypatch.setattr(Search, "_quietly", lambda self, step, tell: bring(step))
         monkeypatch.setattr(Search, "offers_step", lambda self, model: SimpleNamespace(key=f"offers of {model}"))
-        monkeypatch.setattr(Search, "narrower_step", lambda self, width: f"width {width:g}")
-        monkeypatch.setattr(module, "load_narrower", lambda folder: plain_spec.replace(width=8))
+        monkeypatch.setattr(Search, "planned", lambda self, after, stage, title, **_: f"{after or 'model'} {stage}")
+        monkeypatch.setattr(module, "load_changed", lambda folder: changed(plain_spec, str(folder)))
         unpruned = SimpleNamespace(key="unpruned")
         return Search(
             planner=None,
@@ -97,11 +97,18 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
             model=None,
             step=SimpleNamespace(options=PruneOptions.model_validate(options)),
             later=lambda spec: spec,
-            inputs=lambda: None,
+            inputs=lambda preprocess: None,
         )
 
     make.log = log
     return make
+
+
+def changed(spec: ViTSpec, steps: str) -> ViTSpec:
+    """What the steps before the pruning make of a spec."""
+    if "resize_input" in steps:
+        spec = spec.replace(preprocess=spec.preprocess.replace(height=16, width=16))
+    return spec.replace(width=8) if "prune_width" in steps else spec
 
 
 def run(search: Search) -> Decision:
@@ -226,7 +233,7 @@ def test_the_stream_narrows_where_that_loses_less(
     (narrower / OFFERS_FILE).write_text(offers.replace(base_loss=base).canonical_json())
     plain = search.runner.bring
     search.runner.bring = lambda step: (
-        SimpleNamespace(folder=narrower) if "width" in str(getattr(step, "key", "")) else plain(step)
+        SimpleNamespace(folder=narrower) if "prune_width" in str(getattr(step, "key", "")) else plain(step)
     )
 
     decision = run(search)
@@ -235,6 +242,39 @@ def test_the_stream_narrows_where_that_loses_less(
     assert [one.width for one in decision.grounds] == [16, 8]
     spec = plain_spec.replace(blocks=blocks_of(plain_spec, decision), width=decision.width or 16)
     assert scaled(spec) / scaled(plain_spec) <= 0.55
+
+
+@pytest.mark.parametrize(("base", "chosen"), [(0.0, (16, 16)), (50.0, None)])
+def test_pictures_are_smaller_where_that_loses_less(
+    played: Any, plain_spec: ViTSpec, offers: Offers, tmp_path: Path, base: float, chosen: tuple[int, int] | None
+) -> None:
+    search = played(scaled, Budget(latency_ratio=0.55), search={"sizes": [16]})
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    (smaller / OFFERS_FILE).write_text(offers.replace(base_loss=base).canonical_json())
+    plain = search.runner.bring
+    search.runner.bring = lambda step: (
+        SimpleNamespace(folder=smaller) if "resize_input" in str(getattr(step, "key", "")) else plain(step)
+    )
+
+    decision = run(search)
+
+    assert decision.size == chosen
+    assert [one.size for one in decision.grounds] == [None, (16, 16)]
+    assert decision.width is None
+    spec = changed(plain_spec, "resize_input" if chosen else "").replace(blocks=blocks_of(plain_spec, decision))
+    assert scaled(spec) / scaled(plain_spec) <= 0.55
+
+
+def test_sizes_and_widths_are_tried_together(played: Any) -> None:
+    decision = run(played(scaled, Budget(latency_ratio=0.7), search={"sizes": [16], "widths": [0.5]}))
+
+    assert [(one.size, one.width) for one in decision.grounds] == [
+        (None, 16),
+        (None, 8),
+        ((16, 16), 16),
+        ((16, 16), 8),
+    ]
 
 
 def test_a_recipe_that_merges_itself_leaves_nothing_to_search_there(played: Any, plain_spec: ViTSpec) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from stages.data.images import ImageSet
 from stages.distill.stage import STAGE, DistillOptions
+from stages.distill.teacher import resizing
 from stages.stage import Role
-from stages.vit.files import load_model, load_spec, load_state
+from stages.vit.files import load_model, load_spec, load_state, save_model
 from targets.errors import InputError, StageError
 from targets.preprocess import normalise
 
@@ -216,3 +217,28 @@ def test_it_reads_training_images_alone() -> None:
 
 def test_select_can_say_when_it_is_enough() -> None:
     assert STAGE.roles(DistillOptions(held_out="select", stop_when_flat=True)) == (Role.TRAIN, Role.SELECT)
+
+
+def test_a_student_of_smaller_pictures_learns_from_the_source(
+    run: Any, teacher: Path, pruned: Path, colours: Any, tmp_path: Path
+) -> None:
+    spec = load_spec(pruned)
+    smaller, state = spec.replace(preprocess=spec.preprocess.replace(height=8, width=8)), load_state(pruned)
+    state["pos_embed"] = state["pos_embed"][:, :2]
+    save_model(tmp_path / "smaller", smaller, state)
+
+    output, facts = run(QUICK.replace(images_seen=1600), tmp_path / "smaller", colours(100))
+
+    assert load_spec(output) == smaller
+    assert facts["compared"] == ["class_token", "logits"]  # patches of another grid are not comparable
+    assert facts["loss_curve"][-1]["loss"] < 0.8 * facts["loss_curve"][0]["loss"]
+
+
+def test_the_source_sees_pictures_in_its_own_size(teacher: Path, tiny_spec: Any) -> None:
+    smaller = tiny_spec(preprocess=load_spec(teacher).preprocess.replace(height=8, width=8))
+    model, picture = load_model(teacher), torch.randn(2, 3, 16, 16)
+
+    there = resizing(model, load_spec(teacher), student=smaller)
+
+    with torch.no_grad():
+        assert torch.allclose(there.outputs(picture, ["logits"])["logits"], model(picture), atol=1e-6)

@@ -1,0 +1,1 @@
+"""Another input resolution: the same weights, fewer patches, the position embedding resampled."""
