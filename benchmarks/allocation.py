@@ -4,7 +4,8 @@
 
 Every row is one `vitrim build`: real weights, calibrated on imagenet_train1000, top-1 and paired drop on the 1,100
 images of imagenet_val, latency of the engine interleaved with that of the unpruned model. `allocated` leaves shapes to
-the search, with each ratio as its budget; `allocated, merging` may merge tokens too. The uniform rows cut every MLP,
+the search, with each ratio as its budget; `allocated, sizes and merging` may merge tokens and read smaller pictures,
+too. The uniform rows cut every MLP,
 or every MLP and every head, to the same share: ours, and the rules that papers use, with the repair that each of them
 has (none, or `+ repair` where it is ours). fp32 by default, so that nothing but the shapes differs.
 """
@@ -50,7 +51,7 @@ UNIFORM: dict[str, dict[float, Steps]] = {
 }
 AUTO: dict[str, dict[str, Any]] = {
     "allocated": {},
-    "allocated, merging": {"search": {"tokens": [0.7, 0.5]}},
+    "allocated, sizes and merging": {"search": {"tokens": [0.7, 0.5], "sizes": [192, 160]}},
 }
 
 
@@ -128,6 +129,8 @@ def measure(name: str, asked: float, content: dict[str, Any], store: Path) -> di
         "predicted_loss": search["loss"] if search else None,
         "rounds": [one["measured"] for one in search["rounds"]] if search else None,
         "merge": search["merge"] if search else None,
+        "size": search["size"] if search else None,
+        "agreement_on_select": {row["name"]: row["agreement"] for row in report["stages"] if row["agreement"]},
         "seconds": {stage["name"]: stage["seconds"] for stage in report["stages"]},
     }
 

@@ -1,6 +1,7 @@
 """How the command line shows a build: a live display in a terminal, plain lines in a log, JSON lines for programs."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -121,6 +122,11 @@ class LiveDisplay:
             self._task = None
 
 
+def shorten_right(text: str, columns: int) -> str:
+    """Cut what does not fit on a line."""
+    return text if len(text) <= columns else f"{text[: columns - 1]}…"
+
+
 def _line(event: Event) -> str:
     place = f"[{event.index:>2}/{event.total}] " if event.total else ""
     if event.kind == "step_finished":
@@ -128,7 +134,7 @@ def _line(event: Event) -> str:
         return f"{place}{event.step:<46.46} {took:>9}" + (f"  {event.message}" if event.message else "")
     if event.kind == "progress":
         done = f" {event.share:.0%}" if event.share is not None else ""
-        return f"{place}{event.step}{done} {event.message}".rstrip()
+        return shorten_right(f"{place}{event.step}{done} {event.message}".rstrip(), shutil.get_terminal_size().columns)
     if event.kind in ("note", "warning", "waiting"):
         return f"{'warning: ' if event.kind == 'warning' else ''}{event.message}"
     return ""

@@ -162,7 +162,8 @@ def measure_shares(
             level="quick",
             procedure=procedure,
             tell=lambda message, share, index=index: tell(  # type: ignore[misc]
-                f"group {index + 1} of {len(groups)}: {message}", (index + (share or 0)) / len(groups)
+                f"group {index + 1} of {len(groups)}: {message}" if len(groups) > 1 else message,
+                (index + (share or 0)) / len(groups),
             ),
         )
         unpruned_ms.append(p50_of(comparison.measurements["unpruned"]))
