@@ -16,21 +16,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-import torch
-from scipy.stats import binomtest
-
-from benchmarks.conditions import assets, write_result
-from pipeline.statistics import compare_answers
-from stages.data.images import ImageSet, open_images
-from stages.data.source import DataSource
+from benchmarks.conditions import write_result
+from benchmarks.real_vit import RealViT, told
 from stages.prune_attention.options import PruneAttentionOptions
-from stages.prune_attention.prune import BATCH, prune
-from stages.source.load import load_source
-from stages.source.options import SourceOptions
-from stages.stage import Role
-from stages.vit.model import ViT
-from targets.preprocess import Preprocess
+from stages.prune_attention.prune import prune
 
 SHAPES: dict[str, dict[str, Any]] = {
     "QK 75 %": {"qk": 0.75},
@@ -59,29 +48,6 @@ FIT = 500
 """every second image of imagenet_train1000"""
 
 
-def decoded(images: ImageSet, preprocess: Preprocess) -> list[torch.Tensor]:
-    """Batches of images, decoded and normalised once for all variants."""
-    return [torch.as_tensor(batch) for batch in images.batches(preprocess, BATCH)]
-
-
-def answers(model: ViT, batches: list[torch.Tensor]) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """Logits [N, C] of every image, in order."""
-    with torch.inference_mode():
-        return np.concatenate([model(batch).numpy() for batch in batches])
-
-
-def divergence(before: Any, after: Any) -> float:
-    """Mean KL(source, pruned) in nats."""
-    p, q = (torch.as_tensor(one).double().log_softmax(dim=1) for one in (before, after))
-    return float((p.exp() * (p - q)).sum(dim=1).mean())
-
-
-def share_ci95(share: float, images: int) -> list[float]:
-    """Wilson's 95 % interval of a share of images."""
-    interval = binomtest(round(share * images), images).proportion_ci(method="wilson")
-    return [round(interval.low, 4), round(interval.high, 4)]
-
-
 def variants(name: str, methods: list[str]) -> list[dict[str, Any]]:
     """Options of all rows of one shape."""
     shape = SHAPES[name]
@@ -94,11 +60,6 @@ def variants(name: str, methods: list[str]) -> list[dict[str, Any]]:
     return [{**shape, **row} for row in rows]
 
 
-def some(images: ImageSet, count: int | None) -> ImageSet:
-    """Return every n-th image, `count` of them; all for None."""
-    return images if count is None else images.subset([i * len(images) // count for i in range(count)])
-
-
 def main() -> None:
     """Measure every variant and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,40 +68,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     asked = parser.parse_args()
-    folder = assets()
-    weights = next((folder / "vit_tiny_patch16_224").glob("*.safetensors"))
-    source = load_source(SourceOptions(timm="vit_tiny_patch16_224.augreg_in21k_ft_in1k", checkpoint=weights), seed=0)
-    model = ViT(source.spec.model_dump(mode="json"))
-    model.load_state_dict(source.state)
-    model.eval()
-    fit = some(
-        open_images(DataSource(images=folder / "imagenet_train1000" / "images.zip"), Role.FIT, index_cache=None),
-        asked.fit,
-    )
-    evaluate = some(
-        open_images(
-            DataSource(images=folder / "imagenet_val" / "images.zip", labels=folder / "imagenet_val" / "labels.csv"),
-            Role.EVALUATE,
-            index_cache=None,
-        ),
-        asked.evaluate,
-    )
-    labels = evaluate.labels
-    assert labels is not None
-    calibration, unseen = (decoded(images, source.spec.preprocess) for images in (fit, evaluate))
-    before = answers(model, unseen)
-    top1 = float((before.argmax(axis=1) == labels).mean())
-    print(f"{'fp32, not pruned':<44} top-1 {100 * top1:5.1f} %", flush=True)
+    real = RealViT(fit=asked.fit, evaluate=asked.evaluate)
+    a_try = asked.fit != FIT or asked.evaluate or asked.only != list(METHODS) or asked.shapes != list(SHAPES)
     rows: list[dict[str, Any]] = []
     for name in asked.shapes:
         for given in variants(name, asked.only):
             options = PruneAttentionOptions.model_validate({"images": None, **given})
             started = time.perf_counter()
-            pruned, _, _ = prune(model, source.spec, options, calibration if options.reads_images else None)
+            pruned, _, _ = prune(real.model, real.spec, options, real.calibration if options.reads_images else None)
             seconds = time.perf_counter() - started
-            after = answers(pruned, unseen)
-            compared = compare_answers(before, after, labels)
-            agreement = compared.agreement or 0.0
             row = {
                 "shape": name,
                 "method": options.method,
@@ -148,41 +84,19 @@ def main() -> None:
                 "per_image": options.per_image if options.method == "rotate" and options.qk else None,
                 "take_back": options.take_back if options.repair == "sequential" else None,
                 "refine": options.refine,
-                "top1": round(compared.engine, 4),
-                "top1_ci95": share_ci95(compared.engine, len(evaluate)),
-                "drop_points": round(compared.drop_points, 2),
-                "drop_ci95": [round(edge, 2) for edge in compared.drop_ci95 or ()],
-                "agreement": round(agreement, 4),
-                "agreement_ci95": share_ci95(agreement, len(evaluate)),
-                "kl_nats": round(divergence(before, after), 5),
+                **real.figures(pruned),
                 "seconds": round(seconds, 1),
-                "parameters": sum(one.numel() for one in pruned.parameters()),
             }
             rows.append(row)
             extra = "".join(
                 f" {word} {given[word]:g}" for word in ("take_back", "refine", "per_image") if word in given
             )
             print(
-                f"{name:<16} {options.method:<9} {options.repair + extra:<24} top-1 {100 * compared.engine:5.1f} %, "
-                f"agreement {100 * agreement:5.1f} %, KL {row['kl_nats']:.4f}, {row['seconds']} s",
+                f"{name:<16} {options.method:<9} {options.repair + extra:<24} {told(row)}, {row['seconds']} s",
                 flush=True,
             )
-    if asked.fit != FIT or asked.evaluate or asked.only != list(METHODS) or asked.shapes != list(SHAPES):
-        print("a try, not written")
-        return
-    path = write_result(
-        "attention_pruning",
-        {
-            "model": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-            "calibration": {"images": len(fit), "set": "imagenet_train1000"},
-            "evaluation": {"images": len(evaluate), "set": "imagenet_val"},
-            "seed": 0,
-            "torch_threads": torch.get_num_threads(),
-            "top1_source": round(top1, 4),
-            "rows": rows,
-        },
-    )
-    print(f"wrote {path}")
+        if not a_try:
+            print(f"wrote {write_result('attention_pruning', {**real.sets, 'rows': rows})}", flush=True)
 
 
 if __name__ == "__main__":

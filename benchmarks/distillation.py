@@ -3,8 +3,8 @@
     python benchmarks/distillation.py [--images 20000] [--runtime onnxruntime] [--only NAME ...]
 
 Every row is one `vitrim build`, without labels: calibrated on imagenet_train1000, distilled on it and on caltech101
-with the options that vitrim recommends, top-1 and paired drop on the 1,100 images of imagenet_val, latency of the engine
-interleaved with that of the unpruned model. Half of every MLP goes: by DGMR without repair, as in the paper, and by
+in the same way, top-1 and paired drop on the 1,100 images of imagenet_val, latency of the engine interleaved with that
+of the unpruned model. Half of every MLP goes: by DGMR without repair, as in the paper, and by
 orthogonal least squares with repair. The ratio that this shape takes is then the budget of the searched shapes: all
 rows have the same latency, but for what the search leaves unused. fp32, so that nothing but the shapes differs. The
 agreement on `select` (300 images of imagenet_train1000) before and after the training says what it was worth.

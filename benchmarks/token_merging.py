@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.conditions import assets, write_result
-from benchmarks.mlp_pruning import answers, decoded, share_ci95
+from benchmarks.real_vit import answers, decoded, share_ci95
 from pipeline.statistics import compare_answers
 from stages.data.images import open_images
 from stages.data.source import DataSource
