@@ -1,18 +1,15 @@
-"""drop_attention: accuracy of ViT-Tiny without attentions, and latency of DeiT-B's shape without them.
+"""drop_attention: accuracy of ViT-Tiny without attentions, without any training.
 
-    python benchmarks/attention_removal.py [--part accuracy|latency] [--fit N] [--select N] [--evaluate N]
-                                           [--counts N,N] [--shape NAME] [--level quick|full] [--trial]
+    python benchmarks/attention_removal.py [--fit N] [--select N] [--evaluate N] [--counts N,N] [--trial]
 
-Accuracy: no training. The attentions are chosen on 300 images of imagenet_train1000 (by hash), the MLPs fitted on the
-700 others, and top-1 read on the 1,100 of imagenet_val, with torch in fp32. `last` removes the last ones of the model,
-`random` is the mean of two draws. Latency: ONNX Runtime on this CPU, fp32, batch 1, random weights, unpruned and 40 %
-and 50 % of the attentions removed, interleaved. --trial prints and writes no result file.
+The attentions are chosen on 300 images of imagenet_train1000 (by hash), the MLPs fitted on the 700 others, and top-1
+read on the 1,100 of imagenet_val, with torch in fp32. `last` removes the last ones of the model, `random` is the mean
+of two draws. Latency without attentions: published_latency.py. --trial prints and writes no result file.
 """
 
 import argparse
 import random
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import timm
 import torch
 
 from benchmarks.conditions import assets, write_result
@@ -29,43 +25,31 @@ from stages.data.images import ImageSet, open_images
 from stages.data.source import DataSource
 from stages.drop_attention.drop import BATCH, choose, remove_from
 from stages.drop_attention.options import DropAttentionOptions
-from stages.export.graph import save_graph, tidy, trace
 from stages.source.load import load_source
 from stages.source.options import SourceOptions
 from stages.stage import Role
-from stages.vit.counts import count_macs, count_params
 from stages.vit.model import ViT
-from stages.vit.timm_reader import read_spec
-from targets.measure.latency import EngineUnderTest, compare
-from targets.measure.percentiles import p50_ci95, p50_of, paired_ratio
-from targets.worker import Worker
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SELECTED = 300
 """of the 1,000 training images; the others fit"""
 DRAWS = 2
-REMOVED = {"unpruned": (), "40 %": (0, 1, 3, 4, 6), "50 %": (0, 1, 3, 4, 6, 9)}
-"""NOSE's own choice for DeiT-B"""
 
 
 def main() -> None:
     """Measure what is asked for and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=("accuracy", "latency"), help="default: both")
     parser.add_argument("--fit", type=int, default=700, help="images the MLPs are fitted on")
     parser.add_argument("--select", type=int, default=SELECTED, help="images that choose")
     parser.add_argument("--evaluate", type=int, help="images that are evaluated; default: all")
     parser.add_argument("--counts", default="1,2,3,4,6", help="how many attentions to remove")
-    parser.add_argument("--shape", default="deit_base_patch16_224", help="timm name of the shape that is timed")
-    parser.add_argument("--level", choices=("quick", "full"), default="full", help="of the latency")
     parser.add_argument("--trial", action="store_true", help="write no result file")
     arguments = parser.parse_args()
-    found: dict[str, Any] = {"torch_threads": torch.get_num_threads()}
-    if arguments.part != "latency":
-        counts = [int(one) for one in arguments.counts.split(",")]
-        found["accuracy"] = accuracy(counts, arguments.fit, arguments.select, arguments.evaluate)
-    if arguments.part != "accuracy":
-        found["latency"] = latency(arguments.shape, arguments.level)
+    counts = [int(one) for one in arguments.counts.split(",")]
+    found = {
+        "torch_threads": torch.get_num_threads(),
+        **accuracy(counts, arguments.fit, arguments.select, arguments.evaluate),
+    }
     if not arguments.trial:
         print(f"wrote {write_result('attention_removal', found)}")
 
@@ -156,49 +140,6 @@ def accuracy(counts: list[int], fit: int, select: int, evaluate: int | None) -> 
         "searches": searches,
         "rows": rows,
     }
-
-
-def latency(shape: str, level: Any) -> dict[str, Any]:
-    """Latency of a shape with random weights, unpruned and without attentions, interleaved."""
-    with torch.device("meta"):
-        spec = read_spec(timm.create_model(shape), name=shape)
-    torch.manual_seed(0)
-    model = ViT(spec.model_dump(mode="json")).eval()
-    specs = {}
-    with tempfile.TemporaryDirectory(prefix="vitrim-bench-") as folder:
-        engines = {}
-        for role, dropped in REMOVED.items():
-            options = DropAttentionOptions(blocks=dropped or (0,), repair="none")
-            one, specs[role] = remove_from(model, spec, dropped, options, None)[:2] if dropped else (model, spec)
-            graph = trace(one, outputs=("logits",), batch="dynamic", opset=20)
-            tidy(graph)
-            there = Path(folder, str(len(engines)))
-            for name in ("graph", "engine"):
-                (there / name).mkdir(parents=True)
-            path = save_graph(graph, there / "graph")[0]
-            with Worker() as worker:
-                worker.build(path, there / "engine", runtime="onnxruntime", precision="fp32", batch=1)
-            engines[role] = EngineUnderTest(folder=there / "engine", batch=1)
-        inputs = np.random.default_rng(0).standard_normal((16, *spec.input_shape), dtype=np.float32)
-        measured = compare(engines, inputs, level=level).measurements
-    rows = []
-    for role, one in measured.items():
-        ratio, interval = paired_ratio(measured["unpruned"], one)
-        row = {
-            "attentions_removed": len(REMOVED[role]),
-            "params": count_params(specs[role]),
-            "macs": count_macs(specs[role]),
-            "p50_ms": round(p50_of(one), 2),
-            "p50_ci95": [round(edge, 2) for edge in p50_ci95(one)],
-            "times_faster": round(ratio, 3),
-            "times_faster_ci95": [round(edge, 3) for edge in interval],
-            "flags": list(one.flags),
-        }
-        rows.append(row)
-        print(
-            f"{shape} {role:<9} p50 {row['p50_ms']} ms, {row['times_faster']}x {row['times_faster_ci95']}", flush=True
-        )
-    return {"model": f"{shape}, random weights", "runtime": "onnxruntime fp32, batch 1", "rows": rows}
 
 
 if __name__ == "__main__":
