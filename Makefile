@@ -40,12 +40,13 @@ test: setup-dev system ## run every test; ends with a table of what was skipped 
 test-fast: setup-dev ## run the tests that take less than ten seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not serial and not slow and not real"
 
-check: setup-dev ## format, lint, types, import contracts, schemas: what CI demands besides the tests
+check: setup-dev ## format, lint, types, import contracts, schemas, results page: what CI demands besides the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pipeline.schemas --check
+	$(BIN)/python benchmarks/results_page.py --check
 
 format: setup-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
@@ -56,6 +57,7 @@ schemas: setup ## write the published JSON schemas to docs/schemas
 
 bench: setup-dev ## run the benchmarks behind every figure in the docs (needs the assets; some hours)
 	sh benchmarks/run_all.sh
+	$(BIN)/python benchmarks/results_page.py
 
 clean: ## remove the environment, caches and outputs (not the store)
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
