@@ -23,10 +23,12 @@ from pipeline.report.record import Report
 from pipeline.runner import Runner
 from pipeline.search.replan import replan, reshaping_after, searched_step
 from pipeline.search.search import Search
+from pipeline.search.workbench import Workbench
 from pipeline.store import Store
 from pipeline.validation import Engines, Subject, Validation, validate
 from stages.artifact import Artifact, Format
 from stages.data.images import ImageSet, check_labels, check_roles, open_images
+from stages.prune.options import PruneOptions
 from stages.stage import Role
 from stages.vit.spec import SPEC_FILE, ViTSpec
 from targets.errors import InputError
@@ -267,21 +269,21 @@ class _TargetBuild:
         self.pair = self._check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
         candidate = next(one for one in self.target.candidates if one.name == self.pair.winner)
         step = searched_step(self.plan)
-        if step is None or step.previous is None:
+        if step is None or step.previous is None or not isinstance(step.options, PruneOptions):
             raise RuntimeError("a search needs a step that leaves its shapes to it")
         self.runner.bring(step.previous)
-        search = Search(
+        bench = Workbench(
             planner=Planner(self.plan.recipe, self.plan.images),
             runner=self.runner,
             target=self.target,
             candidate=candidate,
             spec=self._spec(step.previous),
-            model=step.previous,
-            step=step,
+            search=step.options.search,
             later=reshaping_after(self.plan, step),
             inputs=lambda preprocess: lazy.pixels_as(preprocess).inputs(max(INPUTS, candidate.batch)),
             reuse=self.reuse,
         )
+        search = Search(bench=bench, model=step.previous, step=step)
         decision = search.run(self._check)
         self.plan, self.target = replan(self.plan, self.target, decision, candidate)
         return decision

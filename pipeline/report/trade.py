@@ -101,12 +101,19 @@ def ground_rows(decision: Decision) -> list[tuple[str, str, str, str, bool]]:
             return f"{size}width {one.width:,}, all tokens"
         return f"{size}width {one.width:,}, {figures.percent(one.tokens)} of the tokens, {spelled(one.merge)}"
 
+    def within(one: Ground) -> str:
+        if one.note == "loses more by itself":
+            return "more than the best loses"
+        if one.best is None:
+            return "none keeps the budget"
+        return f"{loss(one.best)} (estimated)" if one.note else loss(one.best)
+
     return [
         (
             what(one),
-            figures.number(one.ratio, 3),
+            figures.number(one.ratio, 3) if one.ratio is not None else "not timed",
             loss(one.loss),
-            "none keeps the budget" if one.best is None else loss(one.best),
+            within(one),
             one.chosen,
         )
         for one in decision.grounds

@@ -65,13 +65,15 @@ class Ground(Record):
     """share of the patch tokens left at the end; None: nothing merges"""
     merge: tuple[int, ...] = ()
     """tokens merged in each block"""
-    ratio: float
-    """time with all sublayers whole, over the unpruned engine's"""
+    ratio: float | None
+    """time with all sublayers whole, over the unpruned engine's; None: not timed"""
     loss: float
     """of the answers with all sublayers whole"""
     best: float | None
-    """predicted loss within the limits; None: no shapes keep them"""
+    """predicted loss within the limits; None: no shapes keep them, or nobody asked"""
     chosen: bool
+    note: Literal["estimated", "loses more by itself"] | None = None
+    """estimated: `best` by the prices of the model as it comes; loses more by itself than the best altogether"""
 
 
 class Decision(Record):

@@ -7,7 +7,7 @@ from stages.vit.spec import BlockSpec, ViTSpec
 from targets.preprocess import Preprocess
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plain_spec() -> ViTSpec:
     block = BlockSpec(heads=2, d_qk=8, d_v=8, scale=8**-0.5, mlp_width=64, norm1_eps=1e-6, norm2_eps=1e-6)
     return ViTSpec(
@@ -20,7 +20,7 @@ def plain_spec() -> ViTSpec:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def offers(plain_spec: ViTSpec) -> Offers:
     """Later blocks lose less; every price falls with the size of the shape."""
     sublayers = []

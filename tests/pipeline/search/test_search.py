@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.search import search as module
+from pipeline.search import search as search_module
+from pipeline.search import workbench as module
 from pipeline.search.decide import Allocator
 from pipeline.search.probes import Shares, probes_for, table_from
 from pipeline.search.record import Decision
 from pipeline.search.search import Search
+from pipeline.search.workbench import Workbench
 from pipeline.store import Store
 from stages.offers.record import OFFERS_FILE, MergeOffer, Offers
 from stages.prune.options import PruneOptions, with_shapes
@@ -83,22 +85,24 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
 
         monkeypatch.setattr(module, "engine_of", engine_of)
         monkeypatch.setattr(module, "measure_shares", measure_shares)
-        monkeypatch.setattr(Search, "_quietly", lambda self, step, tell: bring(step))
-        monkeypatch.setattr(Search, "offers_step", lambda self, model: SimpleNamespace(key=f"offers of {model}"))
-        monkeypatch.setattr(Search, "planned", lambda self, after, stage, title, **_: f"{after or 'model'} {stage}")
-        monkeypatch.setattr(module, "load_changed", lambda folder: changed(plain_spec, str(folder)))
+        monkeypatch.setattr(Workbench, "_quietly", lambda self, step, tell: bring(step))
+        monkeypatch.setattr(Workbench, "offers_step", lambda self, model: SimpleNamespace(key=f"offers of {model}"))
+        monkeypatch.setattr(Workbench, "planned", lambda self, after, stage, title, **_: f"{after or 'model'} {stage}")
+        monkeypatch.setattr(search_module, "load_changed", lambda bench, model: changed(plain_spec, model))
+        monkeypatch.setattr(Workbench, "base_loss", lambda self, model, what: self.offers(model).base_loss)
         unpruned = SimpleNamespace(key="unpruned")
-        return Search(
+        prune = PruneOptions.model_validate(options)
+        bench = Workbench(
             planner=None,
             runner=SimpleNamespace(store=Store(tmp_path / "store"), bring=bring),
             target=SimpleNamespace(profile=SimpleNamespace(shapes=RULES, threads=1), budget=budget),
             candidate=SimpleNamespace(unpruned=unpruned, batch=1, runtime="openvino", precision="int8"),
             spec=plain_spec,
-            model=None,
-            step=SimpleNamespace(options=PruneOptions.model_validate(options)),
+            search=prune.search,
             later=lambda spec: spec,
             inputs=lambda preprocess: None,
         )
+        return Search(bench=bench, model=None, step=SimpleNamespace(options=prune))
 
     make.log = log
     return make
@@ -231,8 +235,8 @@ def test_the_stream_narrows_where_that_loses_less(
     narrower = tmp_path / "narrower"
     narrower.mkdir()
     (narrower / OFFERS_FILE).write_text(offers.replace(base_loss=base).canonical_json())
-    plain = search.runner.bring
-    search.runner.bring = lambda step: (
+    plain = search.bench.runner.bring
+    search.bench.runner.bring = lambda step: (
         SimpleNamespace(folder=narrower) if "prune_width" in str(getattr(step, "key", "")) else plain(step)
     )
 
@@ -252,34 +256,51 @@ def test_pictures_are_smaller_where_that_loses_less(
     smaller = tmp_path / "smaller"
     smaller.mkdir()
     (smaller / OFFERS_FILE).write_text(offers.replace(base_loss=base).canonical_json())
-    plain = search.runner.bring
-    search.runner.bring = lambda step: (
+    plain = search.bench.runner.bring
+    search.bench.runner.bring = lambda step: (
         SimpleNamespace(folder=smaller) if "resize_input" in str(getattr(step, "key", "")) else plain(step)
     )
 
     decision = run(search)
 
     assert decision.size == chosen
-    assert [one.size for one in decision.grounds] == [None, (16, 16)]
+    assert [one.size for one in decision.grounds] == [(32, 32), (16, 16)]
     assert decision.width is None
     spec = changed(plain_spec, "resize_input" if chosen else "").replace(blocks=blocks_of(plain_spec, decision))
     assert scaled(spec) / scaled(plain_spec) <= 0.55
 
 
-def test_sizes_and_widths_are_tried_together(played: Any) -> None:
-    decision = run(played(scaled, Budget(latency_ratio=0.7), search={"sizes": [16], "widths": [0.5]}))
+def test_of_sizes_and_widths_only_the_most_promising_is_priced(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = played(scaled, Budget(latency_ratio=0.5), search={"sizes": [16], "widths": [0.5]})
+    asked: list[str] = []
+    plain = search.bench.runner.bring
+    search.bench.runner.bring = lambda step: asked.append(str(getattr(step, "key", ""))) or plain(step)
+    monkeypatch.setattr(Workbench, "base_loss", lambda self, model, what: 0.1 if "width" in model else 0.05)
 
-    assert [(one.size, one.width) for one in decision.grounds] == [
-        (None, 16),
-        (None, 8),
-        ((16, 16), 16),
-        ((16, 16), 8),
-    ]
+    decision = run(search)
+
+    assert {(one.size, one.width, one.note) for one in decision.grounds} == {
+        ((32, 32), 16, None),
+        ((32, 32), 8, "estimated"),
+        ((16, 16), 16, None),
+        ((16, 16), 8, "estimated"),
+    }
+    assert [key for key in asked if key.startswith("offers of")] == ["offers of None", "offers of model resize_input"]
+    assert (decision.size, decision.width) == ((16, 16), None)
+
+
+def test_a_decision_that_is_kept_needs_no_prices(played: Any) -> None:
+    options = {"sizes": [16], "tokens": [0.5]}
+    first = run(played(scaled, Budget(latency_ratio=0.7), search=options))
+    again = played(scaled, Budget(latency_ratio=0.7), search=options)
+    again.bench.runner.bring = None
+
+    assert run(again) == first
 
 
 def test_a_recipe_that_merges_itself_leaves_nothing_to_search_there(played: Any, plain_spec: ViTSpec) -> None:
     search = played(scaled, Budget(latency_ratio=0.6), search={"tokens": [0.5]})
-    search.later = lambda spec: spec.replace(merge=(2,) * len(spec.blocks))
+    search.bench.later = lambda spec: spec.replace(merge=(2,) * len(spec.blocks))
 
     with pytest.raises(InputError, match="both say what merges"):
         run(search)
