@@ -2,12 +2,13 @@
 
     python benchmarks/allocation.py [--runtime onnxruntime] [--ratios 0.85 0.7 0.55] [--only allocated "uniform ols"]
 
-Every row is one `vitrim build`: real weights, calibrated on imagenet_train1000, top-1 and paired drop on the 1,100
-images of imagenet_val, latency of the engine interleaved with that of the unpruned model. `allocated` leaves shapes to
-the search, with each ratio as its budget; `allocated, sizes and merging` may merge tokens and read smaller pictures,
-too. The uniform rows cut every MLP,
-or every MLP and every head, to the same share: ours, and the rules that papers use, with the repair that each of them
-has (none, or `+ repair` where it is ours). fp32 by default, so that nothing but the shapes differs.
+`allocated` is one `vitrim build` for each ratio as its budget, calibrated on 700 images of imagenet_train1000, chosen
+by the 300 others: top-1 and paired drop of the engine on the 1,100 images of imagenet_val, its latency interleaved with
+that of the unpruned one. `allocated, sizes and merging` may read smaller pictures and merge tokens, too. The uniform
+rows cut every MLP, or every MLP and every head, to the same share: ours, and the rules of papers, with the repair that
+each of them has (none, or `+ repair` where it is ours), calibrated on 700 images, too; their top-1 is torch's, and the
+latency that of engines of these shapes with random weights, interleaved with the unpruned one: shapes decide it. fp32,
+so that nothing but the shapes differs.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +25,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from benchmarks.conditions import ROOT, assets, write_result
+from benchmarks.random_engines import time_shapes
+from benchmarks.real_vit import RealViT
+from stages.prune_attention.options import PruneAttentionOptions
+from stages.prune_attention.prune import prune as prune_attention
+from stages.prune_mlp.options import PruneMlpOptions
+from stages.prune_mlp.prune import prune as prune_mlp
+from stages.vit.model import ViT
+from stages.vit.spec import ViTSpec
 
 SHARES = (0.75, 0.5)
+FIT = 700
 Steps = list[dict[str, Any]]
+Cut = tuple[dict[str, Any], dict[str, Any] | None]
+"""options of prune_mlp and, where heads are cut, of prune_attention, without the share"""
 
-
-def uniform(mlp: dict[str, Any], attention: dict[str, Any] | None = None) -> dict[float, Steps]:
-    """Steps that cut every MLP, and every head where asked for, to a share; by share."""
-    return {
-        share: [
-            *([{"prune_attention": {**attention, "keep": share}}] if attention else []),
-            {"prune_mlp": {**mlp, "keep": share}},
-        ]
-        for share in SHARES
-    }
-
-
-UNIFORM: dict[str, dict[float, Steps]] = {
-    "uniform ols": uniform({"method": "ols"}),
-    "uniform ols and rotate": uniform({"method": "ols"}, {"method": "rotate"}),
-    "dgmr": uniform({"method": "dgmr", "repair": "none"}),
-    "dgmr + repair": uniform({"method": "dgmr"}),
-    "l2": uniform({"method": "l2", "repair": "none"}),
-    "random + repair": uniform({"method": "random"}, {"method": "random"}),
-    "corp": uniform({"method": "energy", "repair": "parallel"}, {"method": "corp", "repair": "none"}),
-    "snp + repair": uniform({"method": "ols"}, {"method": "snp"}),
+UNIFORM: dict[str, Cut] = {
+    "uniform ols": ({"method": "ols"}, None),
+    "uniform ols and rotate": ({"method": "ols"}, {"method": "rotate"}),
+    "dgmr": ({"method": "dgmr", "repair": "none"}, None),
+    "dgmr + repair": ({"method": "dgmr"}, None),
+    "l2": ({"method": "l2", "repair": "none"}, None),
+    "random + repair": ({"method": "random"}, {"method": "random"}),
+    "corp": ({"method": "energy", "repair": "parallel"}, {"method": "corp", "repair": "none"}),
+    "snp + repair": ({"method": "ols"}, {"method": "snp"}),
 }
 AUTO: dict[str, dict[str, Any]] = {
     "allocated": {},
@@ -84,21 +85,64 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only these rows")
     parser.add_argument("--store", type=Path, help="keep finished steps here (default: a temporary folder)")
     arguments = parser.parse_args()
-    wanted: list[tuple[str, float, Steps, dict[str, float]]] = [
-        (name, ratio, [{"prune": options}], {"latency_ratio": ratio})
-        for name, options in AUTO.items()
-        for ratio in arguments.ratios
-    ]
-    wanted += [(name, share, steps, {}) for name, by_share in UNIFORM.items() for share, steps in by_share.items()]
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        if arguments.only is None:
+            write_result("allocation", {"runtime": arguments.runtime, "precision": "fp32", "rows": rows})
+
+    def wanted(name: str) -> bool:
+        return arguments.only is None or name in arguments.only
+
     with tempfile.TemporaryDirectory(prefix="vitrim-bench-") as folder:
         store = arguments.store or Path(folder, "store")
-        for name, asked, steps, budget in wanted:
-            if arguments.only is None or name in arguments.only:
-                rows.append(measure(name, asked, recipe("allocation", steps, arguments.runtime, budget), store))
-                print(json.dumps(rows[-1]), flush=True)
-                if arguments.only is None:
-                    write_result("allocation", {"runtime": arguments.runtime, "precision": "fp32", "rows": rows})
+        for name, options in AUTO.items():
+            for ratio in arguments.ratios if wanted(name) else ():
+                content = recipe("allocation", [{"prune": options}], arguments.runtime, {"latency_ratio": ratio})
+                keep(measure(name, ratio, content, store))
+    for row in uniform([name for name in UNIFORM if wanted(name)], arguments.runtime):
+        keep(row)
+
+
+def uniform(names: list[str], runtime: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for every uniform cut and share."""
+    if not names:
+        return
+    real = RealViT(fit=FIT)
+    latencies: dict[tuple[bool, float], dict[str, Any]] = {}
+    for share in SHARES:
+        for heads in (False, True):
+            mlp, attention = {"method": "random", "repair": "none"}, {"method": "random", "repair": "none"}
+            _, spec = cut(real, share, (mlp, attention if heads else None))
+            told = f"{share:.0%} of MLPs" + (" and heads" if heads else "")
+            latencies[heads, share] = time_shapes(told, {"unpruned": real.spec, told: spec}, runtime=runtime)[1]
+    for name in names:
+        for share in SHARES:
+            pruned, _ = cut(real, share, UNIFORM[name])
+            timed = latencies[UNIFORM[name][1] is not None, share]
+            low, high = timed["times_faster_ci95"]
+            yield {
+                "name": name,
+                "asked": share,
+                **real.figures(pruned),
+                "ratio": round(1 / timed["times_faster"], 4),
+                "ratio_ci95": [round(1 / high, 4), round(1 / low, 4)],
+                **{key: timed[key] for key in ("p50_ms", "params", "macs", "macs_share")},
+            }
+
+
+def cut(real: RealViT, share: float, options: Cut) -> tuple[ViT, ViTSpec]:
+    """Cut every head and MLP to a share."""
+    model, spec = real.model, real.spec
+    mlp, attention = options
+    if attention is not None:
+        heads = PruneAttentionOptions.model_validate({"images": None, "keep": share, **attention})
+        model, spec, _ = prune_attention(model, spec, heads, real.calibration if heads.reads_images else None)
+    widths = PruneMlpOptions.model_validate({"images": None, "keep": share, **mlp})
+    model, spec, _ = prune_mlp(model, spec, widths, real.calibration if widths.reads_images else None)
+    return model, spec
 
 
 def measure(name: str, asked: float, content: dict[str, Any], store: Path) -> dict[str, Any]:
@@ -115,8 +159,8 @@ def measure(name: str, asked: float, content: dict[str, Any], store: Path) -> di
     return {
         "name": name,
         "asked": asked,
-        "top1": round(100 * accuracy["engine"], 2),
-        "top1_source": round(100 * accuracy["baseline"], 2),
+        "top1": accuracy["engine"],
+        "top1_source": accuracy["baseline"],
         "drop_points": accuracy["drop_points"],
         "drop_ci95": accuracy["drop_ci95"],
         "agreement": accuracy["agreement"],

@@ -214,7 +214,7 @@ def builds(data: Row) -> Lines:
             f"{row['asked']:g}" if row["asked"] else "50 % of MLPs",
             percent(row["macs_share"]),
             f"{row['ratio']:.3f} {interval(row['ratio_ci95'], 3)}",
-            f"{row['top1']:.1f}",
+            percent(row["top1"]),
             f"{row['drop_points']:.1f} {interval(row['drop_ci95'], 1)}",
             percent(row["agreement"]),
         ]

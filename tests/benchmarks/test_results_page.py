@@ -62,7 +62,7 @@ def test_builds_are_shown_with_their_intervals(results: Any) -> None:
         "macs_share": 0.66,
         "ratio": 0.683,
         "ratio_ci95": [0.67, 0.695],
-        "top1": 72.4,
+        "top1": 0.724,
         "drop_points": 7.4,
         "drop_ci95": [5.5, 9.4],
         "agreement": 0.81,
