@@ -24,6 +24,7 @@ import timm
 import torch
 
 from benchmarks.conditions import assets, write_result
+from benchmarks.published_shapes import REMOVED
 from pipeline.statistics import agreement, compare_answers
 from stages.data.images import ImageSet, open_images
 from stages.data.source import DataSource
@@ -44,8 +45,6 @@ MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SELECTED = 300
 """of the 1,000 training images; the others fit"""
 DRAWS = 3
-REMOVED = {"unpruned": (), "40 %": (0, 1, 3, 4, 6), "50 %": (0, 1, 3, 4, 6, 9)}
-"""NOSE's own choice for DeiT-B"""
 
 
 def main() -> None:
