@@ -38,7 +38,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=positive, metavar="N", help="of part shapes; default: 1 64 8")
     parser.add_argument("--compile-mode", choices=COMPILE_MODES, default=COMPILE_MODES[0])
     parser.add_argument("--minutes", type=positive_float, default=9.0, help="for everything (default: 9)")
-    parser.add_argument("--distill-minutes", type=positive_float, default=2.0, help="of them, for training (default: 2)")
+    parser.add_argument(
+        "--distill-minutes", type=positive_float, default=2.0, help="of them, for training (default: 2)"
+    )
     parser.add_argument("--images", type=Path, help="a prepared folder; default: VITRIM_ASSETS")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny models, a few seconds each: to try the script")
@@ -115,7 +117,7 @@ def main() -> None:
 
 def run_part(part: str, options: argparse.Namespace, budget: Any, result: ResultFile, gpu_state: Any) -> None:
     """Run one part; whatever happens in it, the rows before are kept."""
-    from benchmarks.gpu_timing import Skip
+    from benchmarks.gpu_timing import SkipError
 
     found: dict[str, Any] = {"gpu_before": gpu_state(), "rows": [], "skipped": []}
     result.data["parts"][part] = found
@@ -126,7 +128,7 @@ def run_part(part: str, options: argparse.Namespace, budget: Any, result: Result
                 found["skipped" if "skipped" in row else "rows"].append(row)
                 print(f"{part}: {told(row)}", flush=True)
                 result.write()
-        except Skip as why:
+        except SkipError as why:
             found["skipped"].append({"skipped": str(why)})
             print(f"{part}: skipped: {why}", flush=True)
         except Exception as error:  # of one part: the others still run

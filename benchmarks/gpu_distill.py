@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_timing import Budget, Skip, gpu_state, need_packages
+from benchmarks.gpu_timing import Budget, SkipError, gpu_state, need_packages
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 LIMIT_BYTES = 58 * 2**20
@@ -143,7 +143,7 @@ def distillation(
     """Rows: source, pruned and repaired, distilled. place: a prepared folder, or one with the assets."""
     need_packages(*PACKAGES)
     if place is None or not any((place / name).exists() for name in ("train.zip", "vit_tiny_patch16_224")):
-        raise Skip("no images: set VITRIM_ASSETS or give --images a folder that --prepare wrote")
+        raise SkipError("no images: set VITRIM_ASSETS or give --images a folder that --prepare wrote")
     budget.need(0 if small else 60 * minutes + 60)
     import numpy as np
     import torch
@@ -161,7 +161,7 @@ def distillation(
         train = train.first_by_content(SMALL_TRAIN)
         evaluate = evaluate.first_by_content(SMALL_EVALUATE)
     if {item.sha256 for item in train.items} & {item.sha256 for item in evaluate.items}:
-        raise Skip("images to train on and to evaluate overlap; prepare the folder anew")
+        raise SkipError("images to train on and to evaluate overlap; prepare the folder anew")
     labels = evaluate.labels
 
     def answers(folder: Path) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -207,7 +207,9 @@ def distillation(
         seed=0,
         tell=lambda message, share: None,
     )
-    yield row("pruned", pruned, options=options.model_dump(mode="json"), seconds=round(time.perf_counter() - started, 1))
+    yield row(
+        "pruned", pruned, options=options.model_dump(mode="json"), seconds=round(time.perf_counter() - started, 1)
+    )
 
     batch = 8 if small else BATCH
 

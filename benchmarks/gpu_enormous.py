@@ -22,7 +22,7 @@ MODEL = "eva02_enormous_patch14_clip_224"
 LAYER, SMALL_LAYER = (15360, 1792), (512, 64)
 """neurons, inputs: fc1 of one block"""
 LOOP_PICKS_CPU = 32
-"""of 1,792 that the plain loop makes on a CPU; its seconds are scaled to all of them, because each pick costs the same"""
+"""of 1,792 that the plain loop makes on a CPU; its seconds are scaled to all: each pick costs the same"""
 REPEATS = 3
 
 

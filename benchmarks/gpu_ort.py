@@ -25,7 +25,7 @@ class OrtProcess:
     """The parent's end. `info`: what the child said of its session."""
 
     def __init__(self, model: Path, *, batch: int, device: str) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the child)
         self._child = subprocess.Popen(
             [sys.executable, __file__, str(model), str(batch), device],
             stdin=subprocess.PIPE,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_ort import OrtProcess
-from benchmarks.gpu_timing import Budget, Effort, Skip, Timer, gpu_state, interleave, need_packages, summarise
+from benchmarks.gpu_timing import Budget, Effort, SkipError, Timer, gpu_state, interleave, need_packages, summarise
 from benchmarks.published_shapes import PUBLISHED, REMOVED
 from stages.drop_attention.options import DropAttentionOptions, without
 from stages.merge_tokens.options import MergeTokensOptions
@@ -186,7 +186,7 @@ class Shapes:
                     group = {"family": family, "runtime": runtime, "batch": batch}
                     try:
                         yield from ({**group, **row} for row in self._group(family, runtime, batch))
-                    except Skip as why:
+                    except SkipError as why:
                         yield {**group, "skipped": str(why)}
                     except Exception as error:  # one group must not take the others with it
                         yield {**group, "skipped": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
@@ -233,9 +233,7 @@ class Shapes:
             timers[name] = query_timer(call, images)
         return timers, infos
 
-    def _ort(
-        self, family: str, batch: int, stack: ExitStack
-    ) -> tuple[dict[str, Timer], dict[str, dict[str, Any]]]:
+    def _ort(self, family: str, batch: int, stack: ExitStack) -> tuple[dict[str, Timer], dict[str, dict[str, Any]]]:
         need_packages("onnxruntime", "onnx", "onnxscript", "onnx_ir")
         if family not in self._files:
             self._budget.need(0 if self._small else EXPORT_S * 2)

@@ -24,7 +24,7 @@ REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 """the same bit mask under its new and its old name"""
 
 
-class Skip(Exception):
+class SkipError(Exception):
     """Why something was not measured, in one line."""
 
 
@@ -45,9 +45,9 @@ class Budget:
         return self.seconds - (self.clock() - self._start)
 
     def need(self, seconds: float) -> None:
-        """Raise Skip where less is left."""
+        """Raise SkipError where less is left."""
         if self.left < seconds:
-            raise Skip(f"{max(self.left, 0):.0f} s of the budget are left, about {seconds:.0f} s are needed")
+            raise SkipError(f"{max(self.left, 0):.0f} s of the budget are left, about {seconds:.0f} s are needed")
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Effort:
 
 
 def need_packages(*names: str) -> None:
-    """Raise Skip with the packages that are not installed."""
+    """Raise SkipError with the packages that are not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise Skip(f"not installed: {', '.join(missing)}")
+        raise SkipError(f"not installed: {', '.join(missing)}")
 
 
 def interleave(timers: Mapping[str, Timer], effort: Effort) -> dict[str, list[list[float]]]:
-    """Milliseconds by model and round. In each round every model runs once; which begins changes from round to round."""
+    """Milliseconds by model and round. In each round every model runs once; which one begins changes."""
     names = list(timers)
     queries = {}
     for name in names:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu_timing import Budget, Effort, Skip, interleave, need_packages, summarise
+from benchmarks.gpu_timing import Budget, Effort, SkipError, interleave, need_packages, summarise
 
 
 def run_gpu(root: Path, *arguments: str, timeout: float = 400) -> "subprocess.CompletedProcess[str]":
@@ -47,7 +47,9 @@ def test_every_model_runs_once_in_every_round_and_the_first_one_changes() -> Non
     samples = interleave({name: timer(name) for name in "abc"}, Effort(rounds=4, block_s=0.01, warm_up=3))
 
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
-    assert {name: [len(block) for block in rounds] for name, rounds in samples.items()} == dict.fromkeys("abc", [10] * 4)
+    assert {name: [len(block) for block in rounds] for name, rounds in samples.items()} == dict.fromkeys(
+        "abc", [10] * 4
+    )
 
 
 def test_a_machine_that_slows_down_does_not_change_a_paired_ratio() -> None:
@@ -67,12 +69,12 @@ def test_what_does_not_fit_into_the_budget_says_so() -> None:
     now = iter([0.0, 50.0, 50.0])
     budget = Budget(60, clock=lambda: next(now))
 
-    with pytest.raises(Skip, match="10 s of the budget are left, about 20 s are needed"):
+    with pytest.raises(SkipError, match="10 s of the budget are left, about 20 s are needed"):
         budget.need(20)
 
 
 def test_packages_that_are_missing_are_named() -> None:
-    with pytest.raises(Skip, match="not installed: no_such_package$"):
+    with pytest.raises(SkipError, match=r"not installed: no_such_package$"):
         need_packages("json", "no_such_package")
 
 
@@ -94,7 +96,18 @@ def test_the_file_of_a_small_run_is_whole_and_its_ratios_are_paired(root: Path, 
     output = tmp_path / "gpu.json"
     done = run_gpu(
         root,
-        *("--device", "cpu", "--small", "--batches", "1", "--output", str(output), "--runtimes", "eager", "onnxruntime"),
+        *(
+            "--device",
+            "cpu",
+            "--small",
+            "--batches",
+            "1",
+            "--output",
+            str(output),
+            "--runtimes",
+            "eager",
+            "onnxruntime",
+        ),
         *("--images", str(tmp_path)),
     )
     assert done.returncode == 0, done.stderr
