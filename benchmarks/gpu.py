@@ -26,7 +26,7 @@ PARTS = ("enormous", "selection", "distill", "shapes")
 """in this order; shapes takes what is left of the minutes"""
 RUNTIMES = ("eager", "onnxruntime", "compile")
 COMPILE_MODES = ("reduce-overhead", "max-autotune-no-cudagraphs")
-NEEDED = ("torch", "numpy", "pydantic", "safetensors", "PIL")
+NEEDED = ("torch", "numpy", "pydantic")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
