@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system demo test test-fast check format schemas bench clean
+.PHONY: help setup setup-dev system demo test test-fast check format schemas bench gpu clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -58,6 +58,15 @@ schemas: setup ## write the published JSON schemas to docs/schemas
 bench: setup-dev ## run the benchmarks behind every figure in the docs (needs the assets; some hours)
 	sh benchmarks/run_all.sh
 	$(BIN)/python benchmarks/results_page.py
+
+# The first interpreter whose torch sees a GPU runs it; nothing is installed where there is one.
+gpu: ## run the benchmarks that need an NVIDIA GPU (GPU_FLAGS="--minutes 9 --images FOLDER"; docs/gpu.md)
+	@sees() { "$$1" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }; \
+	for python in "$(PYTHON)" "$(BIN)/python"; do \
+		if [ -n "$$python" ] && sees "$$python"; then exec "$$python" benchmarks/gpu.py $(GPU_FLAGS); fi; \
+	done; \
+	command -v nvidia-smi >/dev/null || { echo "make gpu needs an NVIDIA GPU and torch with CUDA: neither $(PYTHON) nor $(BIN)/python sees one (PYTHON=... names another; python benchmarks/gpu.py --device cpu --small tries the script without)"; exit 2; }; \
+	$(MAKE) setup && exec $(BIN)/python benchmarks/gpu.py $(GPU_FLAGS)
 
 clean: ## remove the environment, caches and outputs (not the store)
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

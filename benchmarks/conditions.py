@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
+PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy")
 
 
 def assets() -> Path:
@@ -27,8 +27,6 @@ def conditions() -> dict[str, Any]:
     from targets.facts import probe
 
     facts = probe()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
     found = {}
     for name in PACKAGES:
         try:
@@ -37,8 +35,8 @@ def conditions() -> dict[str, Any]:
             continue
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "uncommitted_changes": bool(changed.stdout.strip()),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "versions": found,
         "cpu": facts["cpu_model"],
@@ -46,6 +44,15 @@ def conditions() -> dict[str, Any]:
         "instruction_sets": facts["instruction_sets"],
         "load_average_1min": round(os.getloadavg()[0], 2),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this checkout; empty in a copy without its history and where there is no git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def write_result(name: str, data: dict[str, Any]) -> Path:

@@ -15,14 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.conditions import write_result
-from benchmarks.published_shapes import PUBLISHED
+from benchmarks.published_shapes import PUBLISHED, REMOVED
 from benchmarks.random_engines import P50, QUICK, time_shapes
 from stages.merge_tokens.options import MergeTokensOptions
 from stages.merge_tokens.options import reshaped as merging
 from stages.vit.spec import ViTSpec
 
-NOSE = {"40 %": (0, 1, 3, 4, 6), "50 %": (0, 1, 3, 4, 6, 9)}
-"""attentions that Lin et al. (arXiv 2404.05657) remove from DeiT-B"""
 NOSE_TOME = {"40 %": (1, 24), "50 %": (0, 14)}
 """with ToMe: the first of the other blocks that merges, and the tokens merged in each from there on"""
 
@@ -71,11 +69,9 @@ def groups() -> dict[str, dict[str, ViTSpec]]:
     base = PUBLISHED["snp_deit_base"]
     whole = base.source_spec
     dgmr = whole.replace(blocks=tuple(one.replace(mlp_width=whole.width) for one in whole.blocks))
-    nose = {f"NOSE, {share} of the attentions removed": without_attention(whole, gone) for share, gone in NOSE.items()}
-    both = {
-        f"NOSE, {share}, with ToMe": with_tome(without_attention(whole, gone), *NOSE_TOME[share])
-        for share, gone in NOSE.items()
-    }
+    removed = {share: without_attention(whole, gone) for share, gone in REMOVED.items() if gone}
+    nose = {f"NOSE, {share} of the attentions removed": spec for share, spec in removed.items()}
+    both = {f"NOSE, {share}, with ToMe": with_tome(spec, *NOSE_TOME[share]) for share, spec in removed.items()}
     return {
         "DeiT-T": {"unpruned": tiny.source_spec, "SNP": tiny.spec, "SNP, rounded up": rounded_up(tiny.spec, 8, 16, 16)},
         "DeiT-S": {

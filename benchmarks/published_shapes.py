@@ -11,6 +11,8 @@ from stages.vit.spec import BlockSpec, ViTSpec
 from targets.preprocess import Preprocess
 
 UNPRUNED_D_QK = 64
+REMOVED: dict[str, tuple[int, ...]] = {"unpruned": (), "40 %": (0, 1, 3, 4, 6), "50 %": (0, 1, 3, 4, 6, 9)}
+"""share -> the blocks of DeiT-B without attention, NOSE's own choice (arXiv 2404.05657)"""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def trace(model: ViT, *, outputs: Sequence[str], batch: Batch, opset: int) -> ir
     spec = model.spec
     # Two images, because torch takes a dynamic dimension of size 1 for a constant.
     size = 2 if batch == "dynamic" else batch
-    example = torch.zeros(size, spec["in_channels"], *model.image_size)
+    example = torch.zeros(size, spec["in_channels"], *model.image_size, dtype=next(model.parameters()).dtype)
     shapes = {INPUT: {0: torch.export.Dim(BATCH)}} if batch == "dynamic" else None
     with _quiet(), torch.no_grad():
         try:
