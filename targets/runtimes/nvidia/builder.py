@@ -35,6 +35,7 @@ def build_engine(runtime: str, model: Path, output: Path, given: dict[str, Any])
     legal.check_types(runtime, capabilities, parsed.types, parsed.products)
 
     ranges = settle_batch(parsed.network, options)
+    described = describe(parsed.network)
     config = _configure(library, runtime, parsed, options, capabilities)
     _add_profile(parsed, config, ranges)
     cache = _attach_timing_cache(library, config, options, gpu)
@@ -62,7 +63,7 @@ def build_engine(runtime: str, model: Path, output: Path, given: dict[str, Any])
         built["layers"] = f"not looked at: the GPU here has compute capability {gpu['compute_capability']}"
     return {
         "files": files,
-        **describe(parsed.network),
+        **described,
         "bound_to": bound_to(runtime, str(library.__version__), options, capabilities, gpu),
         "built": built,
     }
@@ -170,7 +171,13 @@ def _configure(library: Any, runtime: str, parsed: Parsed, options: dict[str, An
     if runtime == RTX:
         config.num_compute_capabilities = len(capabilities)
         for index, one in enumerate(capabilities):
-            config.set_compute_capability(getattr(library.ComputeCapability, f"SM{one.replace('.', '')}"), index)
+            known = getattr(library.ComputeCapability, f"SM{one.replace('.', '')}", None)
+            if known is None:
+                raise InputError(
+                    f"tensorrt_rtx {library.__version__} does not know compute capability {one}; "
+                    "install a later version"
+                )
+            config.set_compute_capability(known, index)
         return config
     if options["version_compatible"]:
         config.set_flag(flags.VERSION_COMPATIBLE)

@@ -57,7 +57,10 @@ def parse(library: Any, runtime: str, model: Path, listener: Listener) -> Parsed
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, listener.logger)
     if not parser.parse_from_file(str(model)):
-        raise failure(runtime, "read", model, _reason(parser))
+        reason = _reason(parser)
+        if "QuantizeLinear" in reason or "DequantizeLinear" in reason:
+            reason += f"; {runtime} takes symmetric int8 and fp8 only (quantize with `symmetric: true`)"
+        raise failure(runtime, "read", model, reason)
     if not network.num_inputs or not network.num_outputs:
         raise failure(runtime, "read", model, "it has no inputs or no outputs; it is not ONNX or is cut off")
     layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -98,7 +101,7 @@ def settle_batch(network: Any, options: dict[str, Any]) -> dict[str, list[list[i
 
 
 def describe(network: Any) -> dict[str, list[dict[str, Any]]]:
-    """Inputs and outputs as engine.json has them."""
+    """Inputs and outputs as engine.json has them; raises InputError for a type that numpy does not have."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     return {"inputs": [_facts(one) for one in inputs], "outputs": [_facts(one) for one in outputs]}
@@ -116,7 +119,12 @@ def precision_of(dtype: Any) -> str:
 
 
 def _facts(tensor: Any) -> dict[str, Any]:
-    dtype = TYPES.get(tensor.dtype.name, (tensor.dtype.name.lower(),))[0]
+    kind = str(tensor.dtype.name)
+    if kind not in TYPES or kind in ("BF16", "FP8"):
+        raise InputError(
+            f"{tensor.name!r} goes in or out as {kind.lower()}; convert the graph with fp32 inputs and outputs"
+        )
+    dtype = TYPES[kind][0]
     return TensorFacts(name=tensor.name, shape=tensor_shape(tensor.shape), dtype=dtype).to_json()
 
 

@@ -51,25 +51,39 @@ def _check(runtime: str, path: Path, view: memoryview) -> None:
                 nodes.append(part)
     for part in nodes:
         texts: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: []}
-        constant = ""
+        constant, stored = "", 0
         for kind, value in _fields(part):
             if kind in texts and isinstance(value, memoryview):
                 texts[kind].append(bytes(value).decode())
             elif kind == 5:  # attribute: Constant's value
                 constant = constant or _constant(path, value)
+                stored = stored or _whole(value, "output_dtype")
         operator, inputs = "".join(texts[4]), texts[1]
         if operator == "Constant" and constant:
             asymmetric[texts[2][0]] = constant
-        if operator in _QUANTIZERS and len(inputs) > 2 and inputs[2] in asymmetric:
+        if operator not in _QUANTIZERS:
+            continue
+        zero = "".join(inputs[2:3])
+        wrong = asymmetric.get(zero, "")
+        if operator == "QuantizeLinear" and not zero and (not stored or _TYPES.get(stored, "int8") not in _SIGNED):
+            wrong = "no zero point, which means uint8"
+        if wrong:
             node = repr("".join(texts[3])) if texts[3] else f"with output {texts[2][0]!r}"
             raise InputError(
-                f"node {node} ({operator}) has {asymmetric[inputs[2]]}, and {runtime} takes symmetric int8 only; "
+                f"node {node} ({operator}) has {wrong}, and {runtime} takes symmetric int8 only; "
                 "quantize with `symmetric: true`"
             )
 
 
 def _constant(path: Path, attribute: "memoryview | int") -> str:
     return next((_tensor(path, part)[1] for number, part in _messages(attribute) if number == 5), "")
+
+
+def _whole(attribute: "memoryview | int", name: str) -> int:
+    """Value of a node's attribute of this name, a whole number; 0: it is another."""
+    fields = dict(_fields(attribute)) if isinstance(attribute, memoryview) else {}
+    called, value = fields.get(1, b""), fields.get(3, 0)
+    return value if not isinstance(called, int) and bytes(called) == name.encode() and isinstance(value, int) else 0
 
 
 def _tensor(path: Path, part: memoryview) -> tuple[str, str]:

@@ -266,8 +266,4 @@ class GpuSession:
     def _describe(self, name: str) -> TensorFacts:
         engine = self._loaded.engine
         kind = engine.get_tensor_dtype(name).name
-        return TensorFacts(
-            name=name,
-            shape=tensor_shape(engine.get_tensor_shape(name)),
-            dtype=TYPES.get(kind, (kind.lower(), ""))[0],
-        )
+        return TensorFacts(name=name, shape=tensor_shape(engine.get_tensor_shape(name)), dtype=TYPES[kind][0])

@@ -3,6 +3,7 @@
 What is sent to a stream is done only at cudaStreamSynchronize, so that a query that is not synchronised hands out old
 values. Errors can be planned: `fail["cudaMalloc"] = 2`. Signatures and codes as in libcudart.
 """
+# ruff: noqa: N802  # names of libcudart
 
 import ctypes
 from collections import Counter
@@ -23,7 +24,13 @@ class FakeCudart:
         self.capability, self.gpu, self.devices = capability, name, devices
         self.calls: list[str] = []
         self.fail: dict[str, int] = {}
-        self.live: dict[str, set[int]] = {"memory": set(), "pinned": set(), "stream": set(), "graph": set(), "exec": set()}
+        self.live: dict[str, set[int]] = {
+            "memory": set(),
+            "pinned": set(),
+            "stream": set(),
+            "graph": set(),
+            "exec": set(),
+        }
         self.handled: Counter[str] = Counter()
         self._kept: dict[int, Any] = {}
         self._pending: list[Callable[[], None]] = []

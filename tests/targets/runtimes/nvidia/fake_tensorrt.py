@@ -204,7 +204,9 @@ def fake_tensorrt(version: str, cuda: FakeCudart, *, name: str = "tensorrt") -> 
             said.verbosity = config.profiling_verbosity  # type: ignore[attr-defined]
             shapes = {one.name: list(one.shape) for one in network._inputs}
             ranges = {name: [list(one) for one in given] for name, given in (said.profiles or [{}])[-1].items()}
-            head = json.dumps({"version": version, "shapes": shapes, "ranges": ranges, "stripped": "STRIP_PLAN" in said.flags})
+            head = json.dumps(
+                {"version": version, "shapes": shapes, "ranges": ranges, "stripped": "STRIP_PLAN" in said.flags}
+            )
             return head.encode() + b"\n" + network.model.SerializeToString()
 
     class Context:

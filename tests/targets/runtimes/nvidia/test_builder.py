@@ -1,5 +1,6 @@
 """What the builder of TensorRT 10 and 11 is told, on fakes of both; the real builder is in test_rtx_builds.py."""
 
+import enum
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,9 @@ def test_tensorrt_builds_only_where_there_is_a_gpu(install: Install, cudart: Fak
     install("10.3.0")
     cudart.devices = 0
 
-    with pytest.raises(WorkerError, match="tensorrt builds on the GPU that runs the engine, and there is none: .*no CUDA"):
+    with pytest.raises(
+        WorkerError, match=r"tensorrt builds on the GPU that runs the engine, and there is none: .*no CUDA"
+    ):
         make_engine(tmp_path / "engine")
 
 
@@ -126,6 +129,14 @@ def test_rtx_builds_for_the_gpu_here_unless_others_are_named(
     engine = read_engine(plan.parent)
     assert engine["bound_to"]["compute_capability"] == "8.6 or 12.0"
     assert engine["built"]["layers"] == "not looked at: the GPU here has compute capability 8.9"
+
+
+def test_an_older_rtx_says_that_it_does_not_know_a_newer_gpu(install: Install, tmp_path: Path) -> None:
+    library = install("1.4.0", "tensorrt_rtx")
+    library.ComputeCapability = enum.Enum("ComputeCapability", "NONE CURRENT SM75 SM86 SM89 SM120")
+
+    with pytest.raises(InputError, match=r"tensorrt_rtx 1.4.0 does not know compute capability 12.1; install a later"):
+        make_engine(tmp_path / "engine", "tensorrt_rtx", compute_capability="12.1")
 
 
 def test_rtx_is_refused_on_a_jetson_with_what_to_use_instead(install: Install, tmp_path: Path) -> None:

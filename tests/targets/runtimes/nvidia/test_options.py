@@ -58,6 +58,6 @@ def test_every_option_is_on_the_page_of_its_runtime(root: Path, runtime: str) ->
     rows = [line for line in page.splitlines() if line.startswith("| `")]
 
     for name, option in OPTIONS.items():
-        default = {None: "", True: "`true`", False: "`false`"}.get(option.default, f"`{option.default}`")
-        row = f"| `{name}` | {' '.join(option.when)} | {default} | {option.meaning} |".replace("|  |", "| |")
+        default = "" if option.default is None else f" `{str(option.default).lower()}`"
+        row = f"| `{name}` | {' '.join(option.when)} |{default} | {option.meaning} |"
         assert (row in rows) == (runtime in option.runtimes), row

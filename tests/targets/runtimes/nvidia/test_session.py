@@ -157,7 +157,9 @@ def test_a_dynamic_engine_takes_batches_within_its_range(install: Install, cudar
         answers = session.run({"image": images(count)})
         np.testing.assert_allclose(answers["probabilities"], answer(images(count)), atol=1e-5)
 
-    with pytest.raises(InputError, match=r"has shape \[7, 3, 8, 8\]; the engine takes \[2, 3, 8, 8\] to \[6, 3, 8, 8\]"):
+    with pytest.raises(
+        InputError, match=r"has shape \[7, 3, 8, 8\]; the engine takes \[2, 3, 8, 8\] to \[6, 3, 8, 8\]"
+    ):
         session.run({"image": images(7)})
     session.close()
     assert cudart.forgotten == {}

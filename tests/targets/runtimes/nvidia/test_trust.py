@@ -85,7 +85,7 @@ def test_a_hardware_compatible_engine_runs_on_newer_gpus(install: Install, cudar
     open_engine(same)
     cudart.capability = "8.9"
     open_engine(plan)
-    with pytest.raises(InputError, match="compute_capability '8.6', here '8.9'"):
+    with pytest.raises(InputError, match=r"compute_capability '8.6', here '8.9'"):
         open_engine(same)
     cudart.capability = "7.5"
     with pytest.raises(InputError, match="ampere_or_newer 'yes', here 'no'"):
@@ -95,7 +95,7 @@ def test_a_hardware_compatible_engine_runs_on_newer_gpus(install: Install, cudar
 def test_an_older_version_says_that_it_has_no_such_level(install: Install, tmp_path: Path) -> None:
     install("10.3.0")
 
-    with pytest.raises(InputError, match="tensorrt 10.3.0 has no hardware_compatibility 'same_compute_capability'"):
+    with pytest.raises(InputError, match=r"tensorrt 10.3.0 has no hardware_compatibility 'same_compute_capability'"):
         make_engine(tmp_path / "engine", hardware_compatibility="same_compute_capability")
 
 
@@ -111,7 +111,7 @@ def test_a_plan_that_engine_json_does_not_list_is_never_deserialised(install: In
     for path in (plan, foreign):
         with pytest.raises(InputError, match="is not the one that was built"):
             open_engine(path)
-    with pytest.raises(InputError, match="is not an .onnx file; an engine is loaded by its folder"):
+    with pytest.raises(InputError, match=r"is not an .onnx file; an engine is loaded by its folder"):
         tensorrt_gpu.load(foreign, {"threads": 1})
     (plan.parent / ENGINE_FILE).unlink()
     with pytest.raises(InputError, match="is not an engine"):
@@ -125,7 +125,7 @@ def test_a_plan_that_the_library_refuses_is_told_in_its_words(install: Install, 
     plan = make_engine(tmp_path / "engine")
     library.trouble["deserialize"] = "the plan\n has another format"
 
-    with pytest.raises(WorkerError, match="tensorrt cannot load 'model.plan': the plan has another format"):
+    with pytest.raises(WorkerError, match=r"tensorrt cannot load 'model.plan': the plan has another format"):
         open_engine(plan)
 
 

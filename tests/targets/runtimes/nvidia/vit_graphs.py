@@ -5,6 +5,7 @@ accurate: scales are guesses. Products: MatMul and Gemm with a constant weight, 
 """
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,19 @@ def save_as(source: Path, path: Path, precision: str, *, asymmetric: bool = Fals
     """Save a graph in another precision; int8 and fp8 keep fp16 between the products."""
     model = onnx.load(source)
     if precision != "fp32":
-        from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
-        model = convert_float_to_float16(model, keep_io_types=True)
+        kept = ["Conv"] if precision == "bf16" else []  # which ONNX has in bf16 from opset 22 on only
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it tells of every weight that is nearly nothing
+            model = convert_float_to_float16(model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept])
         OnnxModel(model).topological_sort()  # the casts were put at the end
     if precision == "bf16":
         _to_bf16(model)
     if precision in _QUANTIZED:
         _quantize(model, precision, asymmetric=asymmetric)
+    onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
     return path
 
