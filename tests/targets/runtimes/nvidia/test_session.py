@@ -165,6 +165,19 @@ def test_a_dynamic_engine_takes_batches_within_its_range(install: Install, cudar
     assert cudart.forgotten == {}
 
 
+def test_another_shape_is_recorded_anew(install: Install, cudart: FakeCudart, tmp_path: Path) -> None:
+    install("10.3.0")
+    session = open_engine(make_engine(tmp_path / "engine", batch_min=2, batch_max=6))
+    states = []
+    for count in (2, 2, 6, 6):
+        start = len(cudart.calls)
+        session.run({"image": images(count)})
+        states.append(("cudaGraphLaunch" in since(cudart, start), "cudaStreamBeginCapture" in since(cudart, start)))
+
+    assert states == [(False, True), (True, False), (False, True), (True, False)]
+    assert len(cudart.live["exec"]) == 1
+
+
 @pytest.mark.parametrize(
     ("feeds", "words"),
     [
