@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from targets.errors import InputError, UnknownNameError
+from targets.errors import InputError, suggest
 
 BUILD, LOAD = "build", "load"
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
@@ -84,7 +84,7 @@ def read_options(runtime: str, when: str, given: dict[str, Any]) -> dict[str, An
 
 def _unknown(runtime: str, when: str, name: str, known: list[str]) -> str:
     if name not in OPTIONS:
-        return str(UnknownNameError(f"option of runtime {runtime!r} at {when}", name, known))
+        return f"runtime {runtime!r} has no option {name!r} at {when}; {suggest(name, known)}"
     option = OPTIONS[name]
     if runtime not in option.runtimes:
         return f"option {name!r} is one of runtime {option.runtimes[0]!r}, not of {runtime!r}; leave it out"
