@@ -32,7 +32,7 @@ def build_engine(runtime: str, model: Path, output: Path, given: dict[str, Any])
     listener = Listener(library)
     parsed = parse(library, runtime, model, listener)
     check_precision(runtime, options["precision"], parsed.products)
-    legal.check_types(runtime, capabilities, parsed.types, parsed.products)
+    legal.check_types(runtime, capabilities, parsed.types, parsed.wide)
 
     ranges = settle_batch(parsed.network, options)
     described = describe(parsed.network)

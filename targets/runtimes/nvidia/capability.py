@@ -4,7 +4,7 @@ TensorRT-RTX: what version 1.7 builds without a GPU (tests/targets/runtimes/test
 support matrix. TensorRT: NVIDIA's support matrix of versions 10 and 11.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from targets.errors import InputError
 from targets.runtimes.nvidia.options import RTX, TENSORRT
@@ -79,10 +79,10 @@ def check_pairs(runtime: str, capabilities: Iterable[str], precision: str) -> No
             )
 
 
-def check_types(runtime: str, capabilities: Iterable[str], types: dict[str, str], products: dict[str, str]) -> None:
+def check_types(runtime: str, capabilities: Iterable[str], types: dict[str, str], wide: Sequence[str]) -> None:
     """Raise InputError for a graph that holds what a GPU does not have, whatever precision it was called.
 
-    types: a tensor's layer by the tensor's type. products: precision by the name of a matrix product.
+    types: a tensor's layer by the tensor's type. wide: names of the matrix products of fp32 numbers.
     """
     for capability in capabilities:
         legal = LEGAL[runtime][capability]
@@ -90,7 +90,6 @@ def check_types(runtime: str, capabilities: Iterable[str], types: dict[str, str]
         for precision in ("bf16", "fp8"):
             if precision in types and precision not in legal:
                 raise InputError(f"{where} has no {precision}, which node {types[precision]!r} makes; use {legal[0]}")
-        wide = [name for name, precision in products.items() if precision == "fp32"]
         if wide and "fp32" not in legal:
             raise InputError(f"{where} has no fp32 matrix products, as node {wide[0]!r} is one; make the graph fp16")
 

@@ -47,7 +47,9 @@ class Parsed:
     products: dict[str, str]
     """precision of each matrix product and convolution by the name of its ONNX node"""
     types: dict[str, str]
-    """ours name of each type of tensor -> the node of one that has it"""
+    """our name of each type of tensor -> the node of one that has it"""
+    wide: tuple[str, ...]
+    """nodes of the matrix products (not convolutions) whose numbers are fp32 when they are multiplied"""
 
 
 def parse(library: Any, runtime: str, model: Path, listener: Listener) -> Parsed:
@@ -68,7 +70,9 @@ def parse(library: Any, runtime: str, model: Path, listener: Listener) -> Parsed
     for layer in layers:
         for tensor in _outputs(layer):
             types.setdefault(precision_of(tensor.dtype), layer.name)
-    return Parsed(builder, network, parser, _products(library, layers), types)
+    matrices = [layer for layer in layers if layer.type == library.LayerType.MATRIX_MULTIPLY]
+    wide = tuple(layer.name for layer in matrices if precision_of(layer.get_input(0).dtype) == "fp32")
+    return Parsed(builder, network, parser, _products(library, layers), types, wide)
 
 
 def check_precision(runtime: str, precision: str, products: dict[str, str]) -> None:

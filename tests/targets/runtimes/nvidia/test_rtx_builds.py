@@ -145,6 +145,25 @@ def test_a_graph_is_judged_by_what_it_holds_and_not_by_what_it_is_called(
         worker.build(mixed, tmp_path, precision="fp16", more={"compute_capability": "7.5"}, **asked)
 
 
+def test_on_turing_a_convolution_may_be_fp32_and_a_matrix_product_may_not(
+    worker: Worker, graphs: Graphs, tmp_path: Path
+) -> None:
+    source = graphs("whole", "fp32")
+    convolution = save_as(source, tmp_path / "convolution.onnx", "fp16", fp32=["Conv"])
+    product = save_as(source, tmp_path / "product.onnx", "fp16", node="blocks.1/MatMul_1")
+
+    engine = build(worker, convolution, tmp_path, "fp16", compute_capability="7.5")
+    assert engine["built"]["products"]["patch_embed.proj/Conv"] == "fp32"
+    output = tmp_path / "other"
+    output.mkdir()
+    with pytest.raises(
+        InputError, match=r"no fp32 matrix products, as node 'blocks.1/MatMul_1' is one; make the graph"
+    ):
+        worker.build(
+            product, output, runtime="tensorrt_rtx", precision="fp16", batch=1, more={"compute_capability": "7.5"}
+        )
+
+
 def half_in_bf16(source: Path, path: Path) -> Path:
     """A detour through bf16 on the way to the head."""
     import onnx

@@ -58,18 +58,26 @@ def export_vit(folder: Path, blocks: Sequence[dict[str, Any]] = (WHOLE, WHOLE)) 
     return folder / "model.onnx"
 
 
-def save_as(source: Path, path: Path, precision: str, *, asymmetric: bool = False) -> Path:
-    """Save a graph in another precision; int8 and fp8 keep fp16 between the products."""
+def save_as(
+    source: Path, path: Path, precision: str, *, asymmetric: bool = False, fp32: Sequence[str] = (), node: str = ""
+) -> Path:
+    """Save a graph in another precision; int8 and fp8 keep fp16 between the products.
+
+    fp32: operators that stay in it. node: one that does.
+    """
     model = onnx.load(source)
     if precision != "fp32":
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
-        kept = ["Conv"] if precision == "bf16" else []  # which ONNX has in bf16 from opset 22 on only
+        kept = [*fp32, *(["Conv"] if precision == "bf16" else [])]  # which ONNX has in bf16 from opset 22 on only
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it tells of every weight that is nearly nothing
-            model = convert_float_to_float16(model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept])
+            model = convert_float_to_float16(
+                model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept], node_block_list=[node]
+            )
         OnnxModel(model).topological_sort()  # the casts were put at the end
+        del model.graph.value_info[:]  # types of before
     if precision == "bf16":
         _to_bf16(model)
     if precision in _QUANTIZED:
@@ -90,7 +98,6 @@ def _to_bf16(model: onnx.ModelProto) -> None:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
                 attribute.i = TensorProto.BFLOAT16
-    del model.graph.value_info[:]
 
 
 def _quantize(model: onnx.ModelProto, precision: str, *, asymmetric: bool) -> None:
