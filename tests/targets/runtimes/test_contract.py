@@ -13,6 +13,7 @@ from targets.errors import InputError, UnknownNameError, WorkerError
 from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
 from targets.runtimes.catalog import CATALOG, get_runtime
 from targets.runtimes.engine import ENGINE_FILE, engine_digest
+from targets.runtimes.nvidia.cuda import Cuda
 from targets.worker import Worker
 
 PRECISIONS = [(runtime, precision) for runtime in CATALOG for precision in ("fp32", "int8")]
@@ -25,8 +26,11 @@ def obstacle(runtime: str, *, builds: bool = False) -> str | None:
     """Why a runtime cannot be tried here; builds: that it builds is enough."""
     if installed_version(runtime) is None:
         return f"{runtime} is not installed"
-    if runtime in GPU and not (builds and runtime in AHEAD) and not probe()["gpus"]:
-        return f"{runtime} needs an NVIDIA GPU to {'build' if builds else 'load an engine'}, and there is none"
+    if runtime in GPU and not (builds and runtime in AHEAD):
+        try:
+            Cuda()  # a Jetson has no nvidia-smi to ask
+        except WorkerError as error:
+            return f"{runtime} needs an NVIDIA GPU to {'build' if builds else 'load an engine'}: {error}"
     return None
 
 
