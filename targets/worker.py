@@ -121,10 +121,23 @@ class Worker:
         return dict(self._hello["facts"])
 
     def build(
-        self, model: Path, output: Path, *, runtime: str, precision: str, batch: int, threads: int | None = None
+        self,
+        model: Path,
+        output: Path,
+        *,
+        runtime: str,
+        precision: str,
+        batch: int,
+        threads: int | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Any], float]:
-        """Build an engine from an ONNX file into an existing empty folder: (engine.json, seconds)."""
-        options = {"precision": precision, "batch": batch} | ({"threads": threads} if threads else {})
+        """Build an engine from an ONNX file into an existing empty folder: (engine.json, seconds).
+
+        more: options that the runtime alone has, as plain JSON.
+        """
+        options = (
+            {"precision": precision, "batch": batch} | ({"threads": threads} if threads else {}) | {**(more or {})}
+        )
         told = self._ask("build", runtime=runtime, model=_absolute(model), output=_absolute(output), options=options)
         return told["engine"], told["seconds"]
 
@@ -136,11 +149,15 @@ class Worker:
         precision: str | None = None,
         batch: int | None = None,
         threads: int | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> Loaded:
-        """Load an engine's folder, or a plain .onnx file (only there runtime, precision and batch count)."""
-        options = {"precision": precision, "batch": batch, "threads": threads}
+        """Load an engine's folder, or a plain .onnx file (only there runtime, precision and batch count).
+
+        more: options that the runtime alone has, as plain JSON.
+        """
+        options = {"precision": precision, "batch": batch, "threads": threads, **(more or {})}
         if path.is_dir():
-            options = {"threads": threads}
+            options = {"threads": threads, **(more or {})}
         told = self._ask("load", path=_absolute(path), runtime=runtime, options=options)
         return Loaded(**{**told, "inputs": tuple(told["inputs"]), "outputs": tuple(told["outputs"])})
 

@@ -14,7 +14,7 @@ from targets.errors import InputError, WorkerError
 from targets.facts import probe, read_text
 from targets.runtimes.catalog import get_runtime
 from targets.runtimes.engine import ENGINE_FILE, check_binding, engine_digest, read_engine, verify_files, write_engine
-from targets.runtimes.runtime import Feeds, Runtime, Session, zero_feeds
+from targets.runtimes.runtime import Feeds, Session, zero_feeds
 
 PROTOCOL = "vitrim.agent/1"
 STABLE_WITHIN = 0.05
@@ -65,22 +65,22 @@ class Service:
             raise InputError(f"{output!r} is not an empty folder")
         options = {"threads": self._threads, **options}
         start = time.perf_counter()
-        files: list[str] = software.build(source, folder, options)["files"]
+        made = software.build(source, folder, options)
         seconds = time.perf_counter() - start
-        built = software.load(folder / files[0], {**options, "optimized": True, "batch": None})
+        if "inputs" not in made:
+            session = software.load(folder / made["files"][0], {**options, "optimized": True, "batch": None})
+            made["inputs"] = [one.to_json() for one in session.inputs]
+            made["outputs"] = [one.to_json() for one in session.outputs]
+            session.close()
         engine = write_engine(
             folder,
-            files=files,
             runtime=runtime,
             version=software.version(),
             precision=options["precision"],
             batch=options["batch"],
-            inputs=[one.to_json() for one in built.inputs],
-            outputs=[one.to_json() for one in built.outputs],
             options=options,
-            bound_to=self._here(runtime, software),
+            **{"bound_to": software.binding(self._facts), **made},
         )
-        built.close()
         return {"engine": engine, "seconds": seconds}
 
     def load(self, path: str, runtime: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Service:
             if runtime not in (None, engine["runtime"]):
                 raise InputError(f"engine {path!r} was built by {engine['runtime']!r}, not by {runtime!r}")
             software = get_runtime(engine["runtime"], self._runtimes)
-            check_binding(engine, self._here(engine["runtime"], software))
+            check_binding(engine, software.binding(self._facts))
             verify_files(folder, engine)
             file, digest = folder / engine["load"], engine_digest(folder)
             settings = {"threads": self._threads, "precision": engine["precision"], **given}
@@ -225,11 +225,3 @@ class Service:
         if fixed is not None and wanted not in (None, fixed):
             raise InputError(f"the engine's batch is fixed at {fixed}, got batch {wanted}")
         return fixed or wanted or 1
-
-    def _here(self, runtime: str, software: Runtime) -> dict[str, str]:
-        """What an engine is bound to: instruction sets decide kernels and layouts, versions the format."""
-        return {
-            "architecture": self._facts["architecture"],
-            "instruction_sets": " ".join(self._facts["instruction_sets"]),
-            runtime: software.version(),
-        }

@@ -1,1 +1,1 @@
-"""One file per runtime: build, load, run, facts. Standard library, numpy and the runtime only."""
+"""One file per runtime: build, load, run, facts; `nvidia/` is what both TensorRTs share. No torch."""

@@ -12,6 +12,8 @@ from targets.runtimes.runtime import Runtime
 CATALOG = {
     "onnxruntime": "targets.runtimes.onnxruntime_cpu",
     "openvino": "targets.runtimes.openvino_cpu",
+    "tensorrt": "targets.runtimes.tensorrt_gpu",
+    "tensorrt_rtx": "targets.runtimes.tensorrt_rtx_gpu",
 }
 """name -> module"""
 

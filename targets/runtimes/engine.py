@@ -59,9 +59,12 @@ def verify_files(folder: Path, engine: dict[str, Any]) -> None:
 
 
 def check_binding(engine: dict[str, Any], here: dict[str, str]) -> None:
-    """Raise InputError where an engine was built for another machine or runtime than this one."""
+    """Raise InputError where an engine was built for another machine or runtime than this one.
+
+    A fact of `bound_to` with several values that will do has ` or ` between them.
+    """
     bound = engine["bound_to"]
-    differing = [name for name in sorted(bound) if bound[name] != here.get(name)]
+    differing = [name for name in sorted(bound) if here.get(name) not in str(bound[name]).split(" or ")]
     if differing:
         facts = "; ".join(f"{name} {bound[name]!r}, here {here.get(name)!r}" for name in differing)
         raise InputError(f"the engine was built for {facts}; build it again on this machine")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.errors import InputError, WorkerError
-from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_precision, query_shape
+from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_precision, cpu_binding, query_shape
 
 name = "onnxruntime"
 
@@ -54,6 +54,11 @@ def available() -> str | None:
 def version() -> str:
     """Version of the library that runs."""
     return str(_import().__version__)
+
+
+def binding(facts: dict[str, Any]) -> dict[str, str]:
+    """What of this machine decides whether an engine runs here."""
+    return cpu_binding(name, version(), facts)
 
 
 def build(model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:

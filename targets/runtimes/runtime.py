@@ -69,7 +69,8 @@ class Runtime(Protocol):
     """The functions of a runtime's module.
 
     Options of `build`: precision (fp32, bf16, int8: what the graph holds, or the hint), batch (a dynamic batch is fixed
-    to it), threads. Options of `load`: threads; for a plain .onnx file also batch (optional) and precision.
+    to it), threads. Options of `load`: threads; for a plain .onnx file also batch (optional) and precision. A runtime
+    may have more of its own.
     """
 
     name: str
@@ -82,8 +83,16 @@ class Runtime(Protocol):
         """Version of the software that runs."""
         ...
 
+    def binding(self, facts: dict[str, Any]) -> dict[str, str]:
+        """What of this machine (see `targets.facts.probe`) decides whether an engine runs here."""
+        ...
+
     def build(self, model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
-        """Build an engine from an ONNX file into an existing folder; returns its `files` (the first is loaded)."""
+        """Build an engine from an ONNX file into an existing folder; returns its `files` (the first is loaded).
+
+        Where the engine cannot be loaded on the machine that builds it, also `inputs` and `outputs` for engine.json;
+        `bound_to` where that is not this machine's `binding`; `built`: more facts, for engine.json.
+        """
         ...
 
     def load(self, path: Path, options: dict[str, Any]) -> Session:
@@ -100,6 +109,15 @@ def query_shape(shape: tuple[int | None, ...], *, batch: int, name: str) -> list
     if shape[0] not in (None, batch):
         raise InputError(f"the graph's batch is fixed at {shape[0]}, got batch {batch}; export it with a dynamic batch")
     return [batch, *(size for size in shape[1:] if size is not None)]
+
+
+def cpu_binding(runtime: str, version: str, facts: dict[str, Any]) -> dict[str, str]:
+    """What an engine for a CPU is bound to: instruction sets decide kernels and layouts, versions the format."""
+    return {
+        "architecture": facts["architecture"],
+        "instruction_sets": " ".join(facts["instruction_sets"]),
+        runtime: version,
+    }
 
 
 def check_precision(runtime: str, precision: str, known: tuple[str, ...]) -> None:

@@ -36,6 +36,10 @@ def version() -> str:
     return "1"
 
 
+def binding(facts: dict[str, Any]) -> dict[str, str]:
+    return {}
+
+
 def build(model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
     raise NotImplementedError("nobody builds sleep")
 

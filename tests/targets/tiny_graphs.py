@@ -45,8 +45,8 @@ def save_fp32(path: Path, batch: int | str | None = "batch") -> Path:
     return _save(path, nodes, [numpy_helper.from_array(array, name) for name, array in _weights().items()], batch)
 
 
-def save_int8(path: Path, batch: int | str = "batch") -> Path:
-    """Quantize the first MatMul: asymmetric uint8 images, symmetric int8 weights per output channel."""
+def save_int8(path: Path, batch: int | str = "batch", *, symmetric: bool = False) -> Path:
+    """Quantize the first MatMul: uint8 images around 128, or int8 ones around 0; int8 weights per output channel."""
     weights = _weights()
     scale = np.abs(weights["embed"]).max(axis=0) / 127
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items() if name != "embed"]
@@ -55,7 +55,7 @@ def save_int8(path: Path, batch: int | str = "batch") -> Path:
         numpy_helper.from_array(scale.astype(np.float32), "embed_scale"),
         numpy_helper.from_array(np.zeros(WIDTH, np.int8), "embed_zero"),
         numpy_helper.from_array(np.float32(8 / 255), "scale"),
-        numpy_helper.from_array(np.uint8(128), "zero"),
+        numpy_helper.from_array(np.int8(0) if symmetric else np.uint8(128), "zero"),
     ]
     nodes = [
         helper.make_node("Reshape", ["image", "shape"], ["flat"]),

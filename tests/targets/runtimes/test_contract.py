@@ -1,6 +1,7 @@
 """What every runtime of the catalog must do, on tiny graphs and for real."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,30 @@ from targets.errors import InputError, UnknownNameError, WorkerError
 from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
 from targets.runtimes.catalog import CATALOG, get_runtime
 from targets.runtimes.engine import ENGINE_FILE, engine_digest
+from targets.runtimes.nvidia.cuda import Cuda
 from targets.worker import Worker
 
-PRECISIONS = [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32"), ("openvino", "int8")]
+PRECISIONS = [(runtime, precision) for runtime in CATALOG for precision in ("fp32", "int8")]
+GPU = ("tensorrt", "tensorrt_rtx")
+AHEAD = {"tensorrt_rtx": {"compute_capability": "8.9"}}
+"""what must be said to build without a GPU"""
+
+
+def obstacle(runtime: str, *, builds: bool = False) -> str | None:
+    """Why a runtime cannot be tried here; builds: that it builds is enough."""
+    if installed_version(runtime) is None:
+        return f"{runtime} is not installed"
+    if runtime in GPU and not (builds and runtime in AHEAD):
+        try:
+            Cuda()  # a Jetson has no nvidia-smi to ask
+        except WorkerError as error:
+            return f"{runtime} needs an NVIDIA GPU to {'build' if builds else 'load an engine'}: {error}"
+    return None
+
+
+def skip_where_it_cannot(runtime: str, *, builds: bool = False) -> None:
+    if reason := obstacle(runtime, builds=builds):
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +49,13 @@ def worker() -> Iterator[Worker]:
 def built(request: pytest.FixtureRequest, worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine of batch 4, built by every runtime in every precision it has here."""
     runtime, precision = request.param
-    if installed_version(runtime) is None:
-        pytest.skip(f"{runtime} is not installed")
+    skip_where_it_cannot(runtime)
     folder = tmp_path_factory.mktemp(f"{runtime}-{precision}")
-    save = save_int8 if precision == "int8" else save_fp32
-    model, output = save(folder / "graph.onnx"), folder / "engine"
+    model, output = folder / "graph.onnx", folder / "engine"
+    if precision == "int8":
+        save_int8(model, symmetric=runtime in GPU)
+    else:
+        save_fp32(model)
     output.mkdir()
     worker.build(model, output, runtime=runtime, precision=precision, batch=4)
     return output
@@ -42,7 +66,42 @@ def described(engine: Path) -> dict[str, object]:
 
 
 def test_every_runtime_is_tested_here() -> None:
-    assert {runtime for runtime, _ in PRECISIONS} == set(CATALOG) == set(RUNTIME_DISTRIBUTIONS)
+    assert set(CATALOG) == set(RUNTIME_DISTRIBUTIONS)
+
+
+@pytest.mark.parametrize("runtime", CATALOG)
+def test_a_runtime_that_is_not_installed_says_what_to_install(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, runtime, None)  # importing it fails
+
+    with pytest.raises(WorkerError, match=f"runtime {runtime!r} cannot be used here: .*install .*{runtime[:8]}"):
+        get_runtime(runtime)
+
+
+@pytest.mark.parametrize("runtime", CATALOG)
+def test_one_that_is_installed_can_be_used(runtime: str) -> None:
+    if installed_version(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
+
+    assert get_runtime(runtime).version() == installed_version(runtime)
+
+
+@pytest.mark.parametrize("runtime", AHEAD)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_builds_without_its_hardware_says_all_that_loading_would(
+    worker: Worker, tmp_path: Path, runtime: str, precision: str
+) -> None:
+    skip_where_it_cannot(runtime, builds=True)
+    model, output = tmp_path / "graph.onnx", tmp_path / "engine"
+    output.mkdir()
+    save_int8(model, symmetric=True) if precision == "int8" else save_fp32(model)
+
+    engine, seconds = worker.build(model, output, runtime=runtime, precision=precision, batch=4, more=AHEAD[runtime])
+
+    assert seconds > 0
+    assert engine == described(output)
+    assert engine["inputs"] == [{"name": "image", "shape": [4, 3, SIZE, SIZE], "dtype": "float32"}]
+    assert engine["outputs"] == [{"name": "probabilities", "shape": [4, CLASSES], "dtype": "float32"}]
+    assert engine["version"] == engine["bound_to"][runtime] == installed_version(runtime)
 
 
 def test_an_engine_answers_like_numpy(worker: Worker, built: Path) -> None:
@@ -83,6 +142,9 @@ def test_the_facts_say_what_is_in_force(worker: Worker, built: Path) -> None:
     assert facts["batch"] == 4
     assert loaded.engine_sha256 == engine_digest(built)
     assert loaded.facts.get("threads", loaded.facts.get("inference_num_threads")) == 1
+    if facts["runtime"] in GPU:
+        assert {"platform", "compute_capability", facts["runtime"]} <= set(facts["bound_to"])  # type: ignore[call-overload]
+        return
     assert facts["bound_to"] == {
         "architecture": probe()["architecture"],
         "instruction_sets": " ".join(probe()["instruction_sets"]),
@@ -126,10 +188,12 @@ def test_a_changed_file_is_refused(worker: Worker, built: Path) -> None:
     worker.load(built)
 
 
-@pytest.mark.parametrize("fact", ["instruction_sets", "architecture", "runtime"])
+@pytest.mark.parametrize("fact", ["machine", "platform", "runtime"])
 def test_another_machine_or_version_is_refused_with_both_facts(worker: Worker, built: Path, fact: str) -> None:
     facts = described(built)
-    name = str(facts["runtime"]) if fact == "runtime" else fact
+    on_gpu = facts["runtime"] in GPU
+    machine = {"machine": "compute_capability", "platform": "platform"} if on_gpu else {"machine": "instruction_sets"}
+    name = str(facts["runtime"]) if fact == "runtime" else machine.get(fact, "architecture")
     other = {**facts, "bound_to": {**facts["bound_to"], name: "another"}}  # type: ignore[dict-item]
     (built / ENGINE_FILE).write_text(json.dumps(other))
 
@@ -141,6 +205,7 @@ def test_another_machine_or_version_is_refused_with_both_facts(worker: Worker, b
 
 @pytest.mark.parametrize("runtime", CATALOG)
 def test_a_dynamic_graph_runs_as_it_is(worker: Worker, tmp_path: Path, runtime: str) -> None:
+    skip_where_it_cannot(runtime)
     loaded = worker.load(save_fp32(tmp_path / "graph.onnx"), runtime=runtime)
     pixels = images(7)
 
@@ -150,16 +215,19 @@ def test_a_dynamic_graph_runs_as_it_is(worker: Worker, tmp_path: Path, runtime: 
 
 @pytest.mark.parametrize("runtime", CATALOG)
 def test_a_graph_of_another_fixed_batch_is_refused(worker: Worker, tmp_path: Path, runtime: str) -> None:
+    skip_where_it_cannot(runtime, builds=True)
     model = save_fp32(tmp_path / "graph.onnx", batch=2)
     output = tmp_path / "engine"
     output.mkdir()
 
     with pytest.raises(InputError, match="fixed at 2, got batch 4"):
-        worker.build(model, output, runtime=runtime, precision="fp32", batch=4)
+        worker.build(model, output, runtime=runtime, precision="fp32", batch=4, more=AHEAD.get(runtime))
 
 
 @pytest.mark.parametrize("runtime", CATALOG)
 def test_an_unknown_precision_is_refused(worker: Worker, tmp_path: Path, runtime: str) -> None:
+    if installed_version(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
     model = save_fp32(tmp_path / "graph.onnx")
     output = tmp_path / "engine"
     output.mkdir()
@@ -170,11 +238,16 @@ def test_an_unknown_precision_is_refused(worker: Worker, tmp_path: Path, runtime
 
 @pytest.mark.parametrize("runtime", CATALOG)
 def test_a_damaged_graph_is_refused_by_name(worker: Worker, tmp_path: Path, runtime: str) -> None:
-    model = save_fp32(tmp_path / "graph.onnx")
+    skip_where_it_cannot(runtime, builds=True)
+    model, output = save_fp32(tmp_path / "graph.onnx"), tmp_path / "engine"
     model.write_bytes(model.read_bytes()[:500])
+    output.mkdir()
 
     with pytest.raises(WorkerError, match=f"{runtime} cannot (load|read|compile) 'graph.onnx'"):
-        worker.load(model, runtime=runtime)
+        worker.build(model, output, runtime=runtime, precision="fp32", batch=4, more=AHEAD.get(runtime))
+    if obstacle(runtime) is None:
+        with pytest.raises(WorkerError, match=f"{runtime} cannot (load|read|compile) 'graph.onnx'"):
+            worker.load(model, runtime=runtime)
 
 
 def test_bf16_runs_in_bf16_where_the_processor_has_it(worker: Worker, tmp_path: Path) -> None:

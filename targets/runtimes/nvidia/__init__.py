@@ -1,0 +1,1 @@
+"""What TensorRT and TensorRT-RTX share: options, legal precisions, building, sessions. No torch, no pycuda."""
