@@ -73,6 +73,7 @@ def latency_rows(report: Report, latency: Latency) -> list[LatencyRow]:
                     note
                     for note, holds in (
                         ("warm-up did not settle", not one.stable),
+                        (f"the machine throttled: {', '.join(one.throttled)}", one.throttled),
                         (f"too few queries for {' and '.join(unbacked)}", unbacked),
                     )
                     if holds
