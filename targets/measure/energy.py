@@ -4,7 +4,7 @@ Nothing is subtracted: what the machine draws at rest is in it, and stands besid
 its beginning is left to sensors that lag behind, so a short block says nothing, and that is said.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -75,11 +75,11 @@ def energy_of(samples: Sequence[Sample], windows: Sequence[Window], *, images: S
         joules = seconds = 0.0
         whole_seconds, answered = 0.0, 0
         for (begin, end), count in zip(windows, images, strict=True):
-            inside = (begin + lag_ns, end)
-            if not curve.covers(inside):
+            inside = curve.between(begin + lag_ns, end)
+            if inside is None:
                 continue
-            joules += curve.at(inside[1]) - curve.at(inside[0])
-            seconds += (inside[1] - inside[0]) / 1e9
+            joules += inside[0]
+            seconds += inside[1]
             whole_seconds += (end - begin) / 1e9
             answered += count
         if answered:
@@ -115,16 +115,15 @@ class _Curve:
     counted: bool
     """by the hardware, not summed up from its power"""
 
-    def covers(self, window: Window) -> bool:
-        """Whether a window holds enough samples, and others stand before and after it or near."""
-        first, last = bisect_right(self.times, window[0]), bisect_right(self.times, window[1])
-        return last - first >= LEAST_SAMPLES and first > 0 and last < len(self.times)
+    def between(self, begin: int, end: int) -> tuple[float, float] | None:
+        """Joules and seconds from the first sample of a window to its last; None where it holds too few.
 
-    def at(self, moment: int) -> float:
-        """Joules until a moment between two samples."""
-        after = bisect_right(self.times, moment)
-        (start, end), (low, high) = self.times[after - 1 : after + 1], self.joules[after - 1 : after + 1]
-        return low + (high - low) * (moment - start) / (end - start)
+        Between a sample inside and one outside another engine may have been at work.
+        """
+        first, last = bisect_left(self.times, begin), bisect_right(self.times, end) - 1
+        if last - first + 1 < LEAST_SAMPLES:
+            return None
+        return self.joules[last] - self.joules[first], (self.times[last] - self.times[first]) / 1e9
 
 
 def _curve(samples: Sequence[Sample], scope: Scope) -> _Curve | None:

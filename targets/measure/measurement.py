@@ -8,6 +8,7 @@ from pydantic import Field
 from targets.record import Record
 
 Level = Literal["quick", "full"]
+Arrivals = Literal["poisson", "fixed"]
 
 
 class Spread(Record):

@@ -18,14 +18,13 @@ from targets.errors import InputError
 from targets.measure.conditions import read_conditions
 from targets.measure.contender import enter
 from targets.measure.floor import check_floor
-from targets.measure.measurement import Level
+from targets.measure.measurement import Arrivals, Level
 from targets.measure.percentiles import tail_percentile
 from targets.measure.procedure import LEVELS, EngineUnderTest, Procedure
 from targets.preprocess import Preprocess
 from targets.record import Record
 from targets.worker import Served, Worker
 
-Arrivals = Literal["fixed", "poisson"]
 METHOD = "open_loop/1"
 SEED = 20261126
 LATE_NS = 1_000_000
