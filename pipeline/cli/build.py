@@ -125,10 +125,7 @@ def _lines(told: "Mapping[str, object]", indent: str = "") -> "Iterator[tuple[st
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             yield f"{indent}{name}", ""
             for one in value:
-                yield (
-                    f"{indent}  -",
-                    ", ".join(f"{key} {inner}" for key, inner in one.items() if inner not in (None, [])),
-                )
+                yield from _lines(one, indent + "  ")
         elif value not in ("", []):
             yield f"{indent}{name}", "not measured" if value is None else value
 

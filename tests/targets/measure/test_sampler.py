@@ -1,5 +1,6 @@
 """The sampler, and what its samples are worth: conditions, throttling, energy."""
 
+import ast
 import subprocess
 import sys
 import time
@@ -77,6 +78,19 @@ def test_the_sampler_needs_nothing_but_the_standard_library(root: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_what_runs_on_a_board_is_written_in_python_3_10(root: Path) -> None:
+    files = [
+        root / "targets/facts.py",
+        root / "targets/measure/sampler.py",
+        *(root / "targets/measure/sources").glob("*.py"),
+        *(root / "targets/agent").glob("*.py"),
+    ]
+
+    for file in files:
+        ast.parse(file.read_text(), feature_version=(3, 10))
+        assert "import UTC" not in file.read_text(), file
 
 
 # Conditions and throttling.
