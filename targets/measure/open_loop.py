@@ -132,8 +132,9 @@ def latencies_ms(measured: OpenLoop) -> list[float]:
 def open_loop_figures(measured: OpenLoop) -> dict[str, Any]:
     """Plain figures by name; rates in images per second.
 
-    p50 is the median of the medians of the runs, p90 and p99 are those of `percentiles.tail_percentile`. holds_rate: the engine is faster than queries come and left
-    none unserved. queue: queries that wait, at ten moments from the first arrival to the last, most of all runs.
+    p50 is the median of the medians of the runs, p90 and p99 are those of `tail_percentile`. holds_rate: the
+    engine is faster than queries come and left none unserved. queue: queries that wait, at ten moments from the first
+    arrival to the last, most of all runs.
     """
     runs, samples = measured.runs, latencies_ms(measured)
     busy = sum(sum(run.ended_ns) - sum(run.started_ns) for run in runs)
