@@ -72,10 +72,22 @@ def validate(
     images: str | Path | None = None,
     labels: str | Path | None = None,
     level: str = "quick",
+    batches: Sequence[int] = (),
+    rate_ips: float | None = None,
+    arrivals: str = "poisson",
 ) -> dict[str, Any]:
-    """Check a bundle's files and measure it anew on this machine; accuracy where labelled images are given."""
+    """Check a bundle's files and measure it anew on this machine; accuracy where labelled images are given.
+
+    batches: sizes to time beside the engine's own. rate_ips: also serve images that come at this rate.
+    """
     from pipeline.revalidate import revalidate
 
     return revalidate(
-        Path(bundle), images=Path(images) if images else None, labels=Path(labels) if labels else None, level=level
+        Path(bundle),
+        images=Path(images) if images else None,
+        labels=Path(labels) if labels else None,
+        level=level,
+        batches=batches,
+        rate_ips=rate_ips,
+        arrivals=arrivals,
     )

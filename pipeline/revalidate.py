@@ -1,9 +1,11 @@
 """`vitrim validate`: measure a finished bundle anew on this machine, whatever was measured when it was built."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pipeline.answers import engine_answers
 from pipeline.pixels import INPUTS, Pixels
@@ -13,9 +15,23 @@ from stages.data.source import DataSource
 from stages.stage import Role
 from targets.bundle.verify import verify_bundle
 from targets.errors import InputError, StageError
+from targets.measure.measurement import Arrivals, Level
 from targets.preprocess import Preprocess
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 LEVELS = ("quick", "full")
+SWEPT = (
+    "batch",
+    "latency_p50_ms",
+    "latency_p90_ms",
+    "latency_p99_ms",
+    "throughput_ips",
+    "joules_per_image",
+    "throttled",
+)
+"""what is told of each batch size"""
 
 
 def revalidate(
@@ -25,14 +41,25 @@ def revalidate(
     images: Path | None = None,
     labels: Path | None = None,
     level: str = "quick",
+    batches: Sequence[int] = (),
+    rate_ips: float | None = None,
+    arrivals: str = "poisson",
 ) -> dict[str, Any]:
     """Check every file of a bundle, time its engine, and read its accuracy where images are given.
 
     Images come from `images` (with `labels`, a CSV, or folders per class), or from data.evaluate of `recipe`.
+    batches: sizes to time beside the engine's own; their engines are built from the bundle's graph, and not kept.
+    rate_ips: also serve this many images per second, which come at `arrivals`: poisson or fixed.
     Returns plain figures by name. Raises InputError for a folder that is no bundle, StageError for a damaged one.
     """
     if level not in LEVELS:
         raise InputError(f"level must be quick or full, got {level!r}")
+    if arrivals not in get_args(Arrivals):
+        raise InputError(f"arrivals must be {' or '.join(get_args(Arrivals))}, got {arrivals!r}")
+    if rate_ips is not None and not (math.isfinite(rate_ips) and rate_ips > 0):
+        raise InputError(f"rate must be a number of images per second above 0, got {rate_ips:g}")
+    if any(batch < 1 for batch in batches):
+        raise InputError(f"batches must be whole numbers from 1, got {', '.join(map(str, batches))}")
     manifest_file = bundle / "manifest.json"
     if not manifest_file.is_file():
         raise InputError(
@@ -52,7 +79,24 @@ def revalidate(
     source = _source(recipe, images, labels)
     with TemporaryDirectory(prefix="vitrim-validate-") as folder:
         evaluate = open_images(source, Role.EVALUATE, index_cache=None) if source else None
-        told |= _latency(bundle / "engine", preprocess, evaluate, Path(folder), cast(Literal["quick", "full"], level))
+        own = int(manifest["batch"])
+        engines = {own: bundle / "engine", **_other_engines(bundle, manifest, set(batches) - {own}, Path(folder))}
+        inputs = _inputs(max(INPUTS, *engines), preprocess, evaluate, Path(folder))
+        asked = cast(Level, level)
+        told |= _latency(engines[own], own, inputs, asked)
+        if batches:
+            told["batches"] = [
+                {
+                    name: value
+                    for name, value in (
+                        told if batch == own else _latency(engines[batch], batch, inputs, asked)
+                    ).items()
+                    if name in SWEPT
+                }
+                for batch in sorted(set(batches))
+            ]
+        if rate_ips is not None:
+            told["open_loop"] = _open_loop(engines[own], own, inputs, asked, rate_ips, cast(Arrivals, arrivals))
         if evaluate is not None:
             told |= _accuracy(bundle, preprocess, evaluate, Path(folder))
     return told
@@ -73,22 +117,41 @@ def _source(recipe: Path | None, images: Path | None, labels: Path | None) -> Da
     return None
 
 
-def _latency(
-    engine: Path, preprocess: Preprocess, images: ImageSet | None, folder: Path, level: Literal["quick", "full"]
-) -> dict[str, Any]:
+def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], folder: Path) -> dict[int, Path]:
+    """Engines of other batch sizes, built from the bundle's graph as the engine was."""
+    from targets.worker import Worker
+
+    found = {}
+    with Worker() as worker:
+        for batch in sorted(batches):
+            found[batch] = folder / f"engine-{batch}"
+            found[batch].mkdir()
+            worker.build(
+                bundle / "model.onnx",
+                found[batch],
+                runtime=manifest["runtime"],
+                precision=manifest["precision"],
+                batch=batch,
+            )
+    return found
+
+
+def _inputs(count: int, preprocess: Preprocess, images: ImageSet | None, folder: Path) -> "NDArray[Any]":
+    """Images to time with: the first of those that are given, else random pixels."""
     import numpy as np
 
-    from targets.measure.latency import EngineUnderTest, compare
     from targets.preprocess import normalise
 
-    batch = int(json.loads((engine / "engine.json").read_text())["batch"])
-    count = max(INPUTS, batch)
     if images is not None and len(images):
-        inputs = Pixels.of(images.subset(range(min(count, len(images)))), preprocess, folder).inputs(count)
-    else:
-        random = np.random.default_rng(0)
-        pixels = random.integers(0, 256, (count, preprocess.height, preprocess.width, 3), dtype=np.uint8)
-        inputs = normalise(pixels, preprocess)
+        return Pixels.of(images.subset(range(min(count, len(images)))), preprocess, folder).inputs(count)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (count, preprocess.height, preprocess.width, 3), dtype=np.uint8)
+    return normalise(pixels, preprocess)
+
+
+def _latency(engine: Path, batch: int, inputs: "NDArray[Any]", level: Level) -> dict[str, Any]:
+    from targets.measure.latency import EngineUnderTest, compare
+
     comparison = compare({"engine": EngineUnderTest(folder=engine, batch=batch)}, inputs, level=level)
     found = figures(comparison.measurements["engine"])
     return {
@@ -97,10 +160,29 @@ def _latency(
         "latency_p50_ms_ci95": [round(edge, 3) for edge in found.ci95],
         "latency_p90_ms": None if found.p90 is None else round(found.p90, 3),
         "latency_p99_ms": None if found.p99 is None else round(found.p99, 3),
+        "throughput_ips": None if found.throughput_ips is None else round(found.throughput_ips, 2),
+        "mean_power_w": {one.scope: round(one.mean_power_w, 2) for one in found.energy} or None,
+        "joules_per_image": {one.scope: round(one.joules_per_image, 4) for one in found.energy} or None,
+        "energy_note": found.energy_note,
+        "peak_gpu_memory_bytes": found.peak_gpu_memory_bytes,
         "queries": found.queries,
         "processes": found.processes,
         "stable": found.stable,
+        "throttled": list(found.throttled),
     }
+
+
+def _open_loop(
+    engine: Path, batch: int, inputs: "NDArray[Any]", level: Level, rate_ips: float, arrivals: Arrivals
+) -> dict[str, Any]:
+    from targets.measure.open_loop import open_loop, open_loop_figures
+    from targets.measure.procedure import EngineUnderTest
+
+    measured = open_loop(
+        EngineUnderTest(folder=engine, batch=batch), inputs, rate_ips=rate_ips, level=level, arrivals=arrivals
+    )
+    found = open_loop_figures(measured)
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
 
 
 def _accuracy(bundle: Path, preprocess: Preprocess, images: ImageSet, folder: Path) -> dict[str, Any]:

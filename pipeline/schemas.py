@@ -20,6 +20,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     from stages.artifact import Manifest
     from stages.vit.spec import ViTSpec
     from targets.measure.measurement import Comparison
+    from targets.measure.open_loop import OpenLoop
     from targets.profile import TargetProfile
 
     records: dict[str, type[BaseModel]] = {
@@ -27,6 +28,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "vit": ViTSpec,
         "artifact": Manifest,
         "comparison": Comparison,
+        "open_loop": OpenLoop,
         "validation": Validation,
         "report": Report,
     }

@@ -9,6 +9,7 @@ from pipeline.report.record import Accuracy, BudgetCheck, Latency, Parity, Statu
 from targets.profile import Budget
 
 WORST_FIRST: tuple[Status, ...] = ("failed", "over", "undecided", "not_measured", "within")
+THROTTLED = "the machine throttled"
 UNITS = {
     "accuracy_drop_points": "points",
     "latency_p50_ms": "ms",
@@ -89,22 +90,38 @@ def _latency_p50(limit: float | None, latency: Latency | None) -> BudgetCheck | 
     if latency is None:
         return _check("latency_p50_ms", limit, None)
     engine = latency.engine
-    return _check("latency_p50_ms", limit, engine.p50, interval=engine.ci95, note=_stability(latency, "engine"))
+    return _timed("latency_p50_ms", limit, engine.p50, latency, "engine", interval=engine.ci95)
 
 
 def _latency_p99(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
     if latency is None:
         return _check("latency_p99_ms", limit, None)
-    missing = f"level {latency.level}: {latency.engine.queries:,} queries back no p99"
-    note = missing if latency.engine.p99 is None else _stability(latency, "engine")
-    return _check("latency_p99_ms", limit, latency.engine.p99, note=note)
+    if latency.engine.p99 is None:
+        missing = f"level {latency.level}: {latency.engine.queries:,} queries back no p99"
+        return _check("latency_p99_ms", limit, None, note=missing)
+    return _timed("latency_p99_ms", limit, latency.engine.p99, latency, "engine")
 
 
 def _latency_ratio(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
     if latency is None:
         return _check("latency_ratio", limit, None)
-    note = _stability(latency, "unpruned", "engine")
-    return _check("latency_ratio", limit, latency.ratio, interval=latency.ratio_ci95, note=note)
+    return _timed("latency_ratio", limit, latency.ratio, latency, "unpruned", "engine", interval=latency.ratio_ci95)
+
+
+def _timed(
+    name: str,
+    limit: float | None,
+    value: float,
+    latency: Latency,
+    *roles: str,
+    interval: tuple[float, float] | None = None,
+) -> BudgetCheck | None:
+    """One line about time: undecided where the machine slowed itself down."""
+    reasons = sorted({word for role in roles for word in figures.figures_of(latency, role).throttled})
+    if reasons:
+        note = f"{THROTTLED} ({', '.join(reasons)}); measure again when it is cool"
+        return _check(name, limit, value, interval=interval, note=note, status="undecided")
+    return _check(name, limit, value, interval=interval, note=_stability(latency, *roles))
 
 
 def _check(
@@ -176,7 +193,8 @@ def _clause(check: BudgetCheck, accuracy: Accuracy | None) -> str:
         return f"{name} not measured" + (f" ({check.note})" if check.note else "")
     interval = f" {figures.budget_interval(check.name, check.interval, near=check.limit)}" if check.interval else ""
     value = figures.budget_value(check.name, check.value, near=check.limit)
-    return f"{name} {value}{interval} of at most {figures.budget_value(check.name, check.limit)}"
+    void = f" ({check.note})" if THROTTLED in check.note else ""
+    return f"{name} {value}{interval} of at most {figures.budget_value(check.name, check.limit)}{void}"
 
 
 def _drop(accuracy: Accuracy, check: BudgetCheck | None) -> str:

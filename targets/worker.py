@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,17 @@ class WarmUp:
     queries: int
     seconds: float
     stable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Queries that came at given times; nanoseconds since the first was due, one each."""
+
+    due_ns: tuple[int, ...]
+    started_ns: tuple[int, ...]
+    ended_ns: tuple[int, ...]
+    unserved: int
+    """queries left when the time was over"""
 
 
 class Worker:
@@ -197,6 +208,34 @@ class Worker:
     def measure(self, queries: int) -> list[int]:
         """Time a block of queries, one after the other, from numpy in to numpy out: nanoseconds each."""
         return list(self._ask("measure", queries=queries))
+
+    def window(self) -> tuple[int, int]:
+        """Begin and end of the last measured block, in nanoseconds of its machine's monotonic clock."""
+        begin, end = self._ask("window")
+        return int(begin), int(end)
+
+    def serve(self, due_ns: Sequence[int], *, limit_seconds: float) -> Served:
+        """Answer queries that come at given times, rising from 0; stops at the limit, whatever is left then."""
+        told = self._ask("serve", due_ns=list(due_ns), limit_seconds=limit_seconds)
+        started, ended = tuple(told["started_ns"]), tuple(told["ended_ns"])
+        due = tuple(due_ns[: len(started)])
+        return Served(due_ns=due, started_ns=started, ended_ns=ended, unserved=len(due_ns) - len(due))
+
+    def watch(self) -> dict[str, Any]:
+        """Begin to sample clocks, heat and power of the machine that it runs on, see `targets.measure.sampler`.
+
+        A worker that watches must not be one that is measured: it would disturb itself, and stand still when paused.
+        """
+        return dict(self._ask("watch"))
+
+    def watched(self) -> list[dict[str, Any]]:
+        """Samples since the last call."""
+        return list(self._ask("watched"))
+
+    @property
+    def own_pid(self) -> int:
+        """Process id of the agent, as its own machine counts."""
+        return int(self._hello["pid"])
 
     def pause(self) -> None:
         """Stop the process where it stands: threads that a runtime leaves spinning take no time from others then.

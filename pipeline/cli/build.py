@@ -9,7 +9,7 @@ import typer
 from pipeline.cli.options import CheckpointOption, JsonOption, SetOption, StoreOption, TargetOption, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.table import Table
 
@@ -71,6 +71,13 @@ def validate(
     images: Annotated[Path | None, typer.Option(help="Evaluation images: a folder or a zip.")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV with the columns file,label.")] = None,
     level: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    batches: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Time these batch sizes too, e.g. 1,8,64.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="IMAGES_PER_SECOND", help="Also serve images that come at this rate.")
+    ] = None,
+    arrivals: Annotated[str, typer.Option(help="How they come: poisson or fixed.")] = "poisson",
     as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle anew on this machine.
@@ -81,13 +88,46 @@ def validate(
 
     from pipeline.revalidate import revalidate
 
-    told = revalidate(bundle, recipe=recipe, images=images, labels=labels, level=level)
+    told = revalidate(
+        bundle,
+        recipe=recipe,
+        images=images,
+        labels=labels,
+        level=level,
+        batches=_numbers(batches),
+        rate_ips=rate,
+        arrivals=arrivals,
+    )
     if as_json:
         typer.echo(json.dumps(told, indent=2))
     else:
         console = Console()
-        for name, value in told.items():
+        for name, value in _lines(told):
             console.print(f"{name:<22} {value}", highlight=False, markup=False)
+
+
+def _numbers(text: str | None) -> list[int]:
+    """Whole numbers between commas."""
+    from targets.errors import InputError
+
+    try:
+        return [int(one) for one in text.split(",")] if text is not None else []
+    except ValueError:
+        raise InputError(f"batches must be whole numbers between commas, e.g. 1,8,64, got {text!r}") from None
+
+
+def _lines(told: "Mapping[str, object]", indent: str = "") -> "Iterator[tuple[str, object]]":
+    """Figures by name; those of a group below its name."""
+    for name, value in told.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}", ""
+            yield from _lines(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{indent}{name}", ""
+            for one in value:
+                yield from _lines(one, indent + "  ")
+        elif value not in ("", []):
+            yield f"{indent}{name}", "not measured" if value is None else value
 
 
 def demo(

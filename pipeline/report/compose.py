@@ -121,6 +121,7 @@ def compose(built: Built) -> Report:
         conditions={
             "before": comparison.conditions_before,
             "after": comparison.conditions_after,
+            **({"during": comparison.watched.model_dump(mode="json")} if comparison.watched is not None else {}),
             "device": dict(target.facts),
         },
         versions=dict(built.versions),
@@ -156,7 +157,7 @@ def latency(comparison: "Comparison", *, batch: int) -> Latency:
 
 def figures(measurement: "Measurement") -> LatencyFigures:
     """Percentiles of one measurement; a tail that too few queries back is None."""
-    from targets.measure.percentiles import p50_ci95, p50_of, tail_percentile
+    from targets.measure.percentiles import p50_ci95, p50_of, tail_percentile, throughput_ips
 
     samples = sorted(sample for run in measurement.runs for sample in run.samples)
     return LatencyFigures(
@@ -168,7 +169,18 @@ def figures(measurement: "Measurement") -> LatencyFigures:
         processes=len(measurement.runs),
         histogram=_histogram(samples),
         stable=all(run.stable for run in measurement.runs),
+        throttled=throttling(measurement),
+        throughput_ips=throughput_ips(measurement),
+        energy=measurement.energy,
+        energy_note=measurement.energy_note,
+        peak_gpu_memory_bytes=max((run.peak_gpu_memory_bytes or 0 for run in measurement.runs), default=0) or None,
     )
+
+
+def throttling(measurement: "Measurement") -> tuple[str, ...]:
+    """Why the machine slowed itself down; records from before it was known in which run have only the flag."""
+    words = sorted({word for run in measurement.runs for word in run.throttled})
+    return tuple(words) or (("processor throttled",) if "throttled" in measurement.flags else ())
 
 
 def _histogram(samples: Sequence[float]) -> tuple[tuple[float, int], ...]:

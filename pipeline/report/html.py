@@ -303,9 +303,24 @@ def _conditions(report: Report) -> _Conditions:
     unread = [key for key, *values in around if set(values) == {figures.DASH}]
     around = [row for row in around if row[0] not in unread]
     rest = {key: value for key, value in report.conditions.items() if not (paired and key in ("before", "after"))}
-    device = rest.pop("device", None)
+    device, during = rest.pop("device", None), rest.pop("during", None)
+    sampled: list[tuple[str, str]] = []
+    if isinstance(during, Mapping):
+        sampled = list(_during(during))
+        unread += [f"source {name}" for name, obstacle in during.get("sources", {}).items() if obstacle]
     other = [*_flat(device), *_flat(rest)] if isinstance(device, Mapping) else list(_flat(rest))
-    return _Conditions(around, unread, other)
+    return _Conditions(around, unread, [*other, *sampled])
+
+
+def _during(during: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rows of what was sampled while timing, without what the machine did not tell."""
+    for name, spread in during.get("figures", {}).items():
+        if spread is not None:
+            low, middle, high = (_scalar(spread[key]) for key in ("min", "median", "max"))
+            yield f"during.{name}", low if low == high else f"{low} to {high}, median {middle}"
+    for name in ("facts", "reasons", "idle_power_w", "void_runs"):
+        if during.get(name):
+            yield from _flat(during[name], f"during.{name}")
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.search.record import Decision
+from targets.measure.measurement import Energy
 from targets.record import Record
 
 Status = Literal["within", "over", "undecided", "not_measured", "failed"]
@@ -88,6 +89,14 @@ class LatencyFigures(Record):
     histogram: tuple[tuple[float, int], ...] = ()
     """(left edge in ms, count), for drawing"""
     stable: bool = True
+    throttled: tuple[str, ...] = ()
+    """why the machine slowed itself down, though the run was repeated; then no budget of time is judged"""
+    throughput_ips: float | None = None
+    """images per second in the closed loop"""
+    energy: tuple[Energy, ...] = ()
+    """mean power and joules per image, by what was measured; empty where nothing measures it"""
+    energy_note: str = ""
+    peak_gpu_memory_bytes: int | None = None
 
 
 class Latency(Record):

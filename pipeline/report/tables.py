@@ -47,6 +47,7 @@ def headlines(report: Report) -> list[Headline]:
         _latency(report),
         _throughput(report),
         _memory(report),
+        *_energy(report),
         _size("engine size", figures.size(size.bytes.before), figures.size(size.bytes.after), size.bytes),
         _size("parameters", figures.count(size.params.before), figures.count(size.params.after), size.params),
         _size("MACs", figures.count(size.macs.before), figures.count(size.macs.after), size.macs),
@@ -73,6 +74,7 @@ def latency_rows(report: Report, latency: Latency) -> list[LatencyRow]:
                     note
                     for note, holds in (
                         ("warm-up did not settle", not one.stable),
+                        (f"the machine throttled: {', '.join(one.throttled)}", one.throttled),
                         (f"too few queries for {' and '.join(unbacked)}", unbacked),
                     )
                     if holds
@@ -198,6 +200,28 @@ def _throughput(report: Report) -> Headline:
         detail=f"batch {report.target.batch}, from the median",
         values=(rates.baseline, rates.engine),
     )
+
+
+def _energy(report: Report) -> list[Headline]:
+    """Energy per image where both engines have one of the same scope; nothing where none was measured."""
+    latency = report.latency_ms
+    if latency is None:
+        return []
+    before = {one.scope: one for one in latency.baseline.energy}
+    found = next(((before[one.scope], one) for one in latency.engine.energy if one.scope in before), None)
+    if found is None:
+        return []
+    old, new = found
+    return [
+        Headline(
+            label="energy per image",
+            before=f"{figures.significant(1000 * old.joules_per_image)} mJ",
+            after=f"{figures.significant(1000 * new.joules_per_image)} mJ",
+            change=figures.relative_change(old.joules_per_image, new.joules_per_image),
+            detail=f"{new.covers}, {figures.significant(new.mean_power_w)} W; rest included",
+            values=(old.joules_per_image, new.joules_per_image),
+        )
+    ]
 
 
 def _memory(report: Report) -> Headline:

@@ -1,6 +1,7 @@
 """What the agent can do: build an engine, load it, answer images, and measure itself. One session at a time."""
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from targets.agent import images as pictures
+from targets.agent.open_loop import serve
 from targets.errors import InputError, WorkerError
 from targets.facts import probe, read_text
+from targets.measure.sampler import Sampler
 from targets.runtimes.catalog import get_runtime
 from targets.runtimes.engine import ENGINE_FILE, check_binding, engine_digest, read_engine, verify_files, write_engine
 from targets.runtimes.runtime import Feeds, Session, zero_feeds
@@ -29,6 +32,8 @@ class Service:
         self._session: Session | None = None
         self._feeds: list[Feeds] = []
         self._asked = 0
+        self._window = (0, 0)
+        self._sampler: Sampler | None = None
         self._facts = probe()
         self._requests: dict[str, Callable[..., Any]] = {
             "hello": self.hello,
@@ -38,6 +43,10 @@ class Service:
             "rotate": self.rotate,
             "warm_up": self.warm_up,
             "measure": self.measure,
+            "window": self.window,
+            "serve": self.serve,
+            "watch": self.watch,
+            "watched": self.watched,
             "profile": self.profile,
             "matrix_products": self.matrix_products,
             "memory": self.memory,
@@ -53,7 +62,7 @@ class Service:
 
     def hello(self) -> dict[str, Any]:
         """Say who answers, and on what machine."""
-        return {"protocol": PROTOCOL, "threads": self._threads, "facts": self._facts}
+        return {"protocol": PROTOCOL, "threads": self._threads, "pid": os.getpid(), "facts": self._facts}
 
     def build(self, runtime: str, model: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
         """Build an engine from an ONNX file into an existing empty folder; returns engine.json and the seconds."""
@@ -173,9 +182,38 @@ class Service:
         gc.disable()
         try:
             self._query()  # since the last block other processes had the caches and the cores
-            return [self._query() for _ in range(queries)]
+            begin = time.monotonic_ns()
+            samples = [self._query() for _ in range(queries)]
+            self._window = (begin, time.monotonic_ns())
+            return samples
         finally:
             gc.enable()
+
+    def window(self) -> tuple[int, int]:
+        """Begin and end of the last block of `measure`, in nanoseconds of this machine's monotonic clock."""
+        return self._window
+
+    def serve(self, due_ns: list[int], limit_seconds: float) -> dict[str, list[int]]:
+        """Answer queries that come at given times, in nanoseconds since the first; see `open_loop`."""
+        gc.collect()
+        gc.disable()
+        try:
+            self._query()
+            return serve(due_ns, self._query, limit_ns=int(limit_seconds * 1e9))
+        finally:
+            gc.enable()
+
+    def watch(self) -> dict[str, Any]:
+        """Begin to sample what this machine tells of clocks, heat and power; see `targets.measure.sampler`."""
+        if self._sampler is None:
+            self._sampler = Sampler()
+        return self._sampler.watch()
+
+    def watched(self) -> list[dict[str, Any]]:
+        """Samples since the last call."""
+        if self._sampler is None:
+            raise WorkerError("nothing is watched: send `watch` first")
+        return self._sampler.watched()
 
     def profile(self, repeats: int) -> list[dict[str, Any]]:
         """Where the time goes, by operator."""

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from targets.facts import ROOT, cpu_quota, read_text, usable_cores
+from targets.measure.sources.cpu import counter_files, cpu_folders, numbers
+from targets.measure.sources.thermal import Thermal
 
 
 def read_conditions(root: Path = ROOT) -> dict[str, Any]:
     """Look at the machine now: plain JSON."""
-    cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
-    frequencies = [int(text) / 1000 for cpu in cpus if (text := read_text(cpu / "cpufreq/scaling_cur_freq")).isdigit()]
-    limits = [int(text) / 1000 for cpu in cpus if (text := read_text(cpu / "cpufreq/scaling_max_freq")).isdigit()]
+    cpus = cpu_folders(root)
+    frequencies = [one / 1000 for one in numbers([cpu / "cpufreq/scaling_cur_freq" for cpu in cpus])]
+    limits = [one / 1000 for one in numbers([cpu / "cpufreq/scaling_max_freq" for cpu in cpus])]
     governors = Counter(text for cpu in cpus if (text := read_text(cpu / "cpufreq/scaling_governor")))
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -30,15 +32,9 @@ def read_conditions(root: Path = ROOT) -> dict[str, Any]:
         "frequency_mhz": _spread(frequencies or _frequencies_of_cpuinfo(root)),
         "frequency_limit_mhz": _spread(limits),
         "turbo": _turbo(root),
-        "throttle_count": _throttle_count(cpus),
-        "temperature_c": _temperature(root),
+        "throttle_count": sum(numbers(counters)) if (counters := counter_files(cpus)) else None,
+        "temperature_c": Thermal(root).read().get("temperature_c"),
     }
-
-
-def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Say whether a processor slowed itself down between two readings; False where the machine does not tell."""
-    counts = before["throttle_count"], after["throttle_count"]
-    return None not in counts and counts[1] > counts[0]
 
 
 def _memory_available(root: Path) -> int | None:
@@ -65,19 +61,3 @@ def _turbo(root: Path) -> bool | None:
     if intel:
         return intel == "0"
     return other == "1" if other else None
-
-
-def _throttle_count(cpus: list[Path]) -> int | None:
-    counts = [
-        int(text)
-        for cpu in cpus
-        for name in ("core_throttle_count", "package_throttle_count")
-        if (text := read_text(cpu / "thermal_throttle" / name)).isdigit()
-    ]
-    return sum(counts) if counts else None
-
-
-def _temperature(root: Path) -> float | None:
-    """Highest of all zones, in degrees Celsius."""
-    texts = [read_text(zone) for zone in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
-    return max((int(text) / 1000 for text in texts if text.lstrip("-").isdigit()), default=None)

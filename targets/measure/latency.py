@@ -5,110 +5,50 @@ first queries after it half as slow again. The first queries of a block find col
 
 On a machine whose speed drifts by a factor of three only this tells which engine is faster: in every moment that was
 slow, it was slow for all. Closed loop: the next query starts when the last one is answered.
+
+Meanwhile clocks, heat and power are sampled. A process run in which the machine slowed itself down is void and
+repeated. Where power is measured, each engine also works alone for some seconds: these queries count for energy only.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from targets.measure.conditions import read_conditions, was_throttled
-from targets.measure.measurement import Comparison, Level, Measurement, Run
+from targets.measure.conditions import read_conditions
+from targets.measure.contender import Contender, enter
+from targets.measure.energy import energy_of, mean_power_w, measures_power
+from targets.measure.floor import check_floor
+from targets.measure.measurement import Comparison, Energy, Level, Measurement, Run
+from targets.measure.percentiles import p50_of
+from targets.measure.procedure import LEVELS, EngineUnderTest, Procedure
+from targets.measure.sampler import Sample, Sampler, Watcher
+from targets.measure.watching import real_throttling, summarise
 from targets.preprocess import Preprocess
-from targets.worker import Loaded, WarmUp, Worker
+from targets.worker import Worker
 
 Array = NDArray[Any]
 Tell = Callable[[str, float | None], None]
+__all__ = ["LEVELS", "EngineUnderTest", "Procedure", "compare"]
 METHOD = "latency/2"
-LEAD_IN = 2
-"""queries at the start of each block that are not counted"""
+REPEATS = 2
+"""how often a process run that was throttled is repeated"""
+NO_POWER = "nothing on this machine tells power"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineUnderTest:
-    """One engine of a comparison."""
+@dataclass(frozen=True)
+class _ProcessRun:
+    """All engines in one process each."""
 
-    folder: Path
-    batch: int
-    threads: int | None = None
-    """None: all cores that this process may use"""
-    inputs: Array | None = None
-    """its own images, float32 [N, 3, H, W], where its input has another size than the others'; None: those of all"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Procedure:
-    """How much is measured, of each engine in each process."""
-
-    processes: int
-    queries: int
-    seconds: float
-    blocks: int
-    warmup_queries: int
-    warmup_seconds: float
-    warmup_limit_seconds: float
-
-
-LEVELS: Mapping[Level, Procedure] = {
-    "quick": Procedure(
-        processes=2,
-        queries=64,
-        seconds=0,
-        blocks=16,
-        warmup_queries=15,
-        warmup_seconds=0.5,
-        warmup_limit_seconds=5,
-    ),
-    "full": Procedure(
-        processes=5,
-        queries=662,  # p99 with 99 % confidence
-        seconds=10,
-        blocks=50,
-        warmup_queries=50,
-        warmup_seconds=2,
-        warmup_limit_seconds=30,
-    ),
-}
-
-
-@dataclass
-class _Contender:
-    """One engine in one process, and what was measured of it there."""
-
-    worker: Worker
-    loaded: Loaded
-    warm: WarmUp
-    block: int
-    """queries per block"""
-    samples: list[float] = field(default_factory=list)
-
-    def measure(self) -> None:
-        """Run one block; before and behind it the process is paused."""
-        self.worker.resume()
-        self.worker.measure(LEAD_IN)
-        self.samples += [nanoseconds / 1e6 for nanoseconds in self.worker.measure(self.block)]
-        self.worker.pause()
-
-    def run(self, blocks: int) -> Run:
-        """What was measured; lets the process go on."""
-        self.worker.resume()
-        return Run(
-            samples=tuple(self.samples),
-            blocks=(self.block,) * blocks,
-            load_seconds=self.loaded.seconds,
-            first_ms=self.warm.first_ms,
-            warmup_queries=self.warm.queries,
-            warmup_seconds=self.warm.seconds,
-            stable=self.warm.stable,
-            peak_memory_bytes=self.worker.peak_memory_bytes(),
-        )
+    runs: dict[str, Run]
+    contenders: dict[str, Contender]
+    watched: list[Sample]
+    throttled: tuple[str, ...]
 
 
 def compare(
@@ -120,66 +60,135 @@ def compare(
     preprocess: Preprocess | None = None,
     start: Callable[[int | None], Worker] = Worker,
     procedure: Procedure | None = None,
+    watcher: Watcher | None = None,
+    rest: Callable[[float], object] = time.sleep,
 ) -> Comparison:
     """Measure engines against each other; milliseconds per query, from numpy in to numpy out.
 
     engines: by role. inputs: real images, float32 [N, 3, H, W], or uint8 [N, H, W, 3] with a preprocess; 16 or more
     make the queries differ. start: makes a worker with this number of threads. procedure: instead of the level's own.
+    watcher: who samples the machine that the workers run on; by default a thread of ours, for workers of this machine.
+    Raises WorkerError for a latency that the hardware cannot reach.
     """
-    plan = procedure or LEVELS[level]
-    began, conditions_before = time.perf_counter(), read_conditions()
-    started_at = datetime.now(UTC)
-    runs: dict[str, list[Run]] = {role: [] for role in engines}
-    digests: dict[str, str] = {}
-    for index in range(plan.processes):
+    if watcher is None:
+        with closing(Sampler()) as own:
+            return _Comparing(engines, inputs, level, tell, preprocess, start, procedure, own, rest).all()
+    return _Comparing(engines, inputs, level, tell, preprocess, start, procedure, watcher, rest).all()
+
+
+@dataclass(frozen=True)
+class _Comparing:
+    """One comparison under way."""
+
+    engines: Mapping[str, EngineUnderTest]
+    inputs: Array
+    level: Level
+    tell: Tell
+    preprocess: Preprocess | None
+    start: Callable[[int | None], Worker]
+    procedure: Procedure | None
+    watcher: Watcher
+    rest: Callable[[float], object]
+
+    @property
+    def plan(self) -> Procedure:
+        return self.procedure or LEVELS[self.level]
+
+    def all(self) -> Comparison:
+        """Measure it."""
+        began, conditions_before = time.perf_counter(), read_conditions()
+        started_at = datetime.now(UTC)
+        told = self.watcher.watch()
+        idle = self._idle()
+        kept, void = self._processes(energy=bool(idle))
+        watched = [sample for one in kept for sample in one.watched]
+        summary = summarise(watched, told, void=void)
+        return Comparison(
+            measurements={role: self._measurement(role, kept, watched, energy=bool(idle)) for role in self.engines},
+            conditions_before=conditions_before,
+            conditions_after=read_conditions(),
+            started_at=started_at,
+            seconds=time.perf_counter() - began,
+            watched=summary.replace(idle_power_w=idle),
+        )
+
+    def _idle(self) -> dict[str, float]:
+        """Power at rest by scope; empty where none is measured or no energy is wanted."""
+        if not self.plan.energy_seconds or not self.watcher.watched():
+            return {}
+        self.rest(0.3)
+        if not measures_power(self.watcher.watched()):
+            return {}
+        self.tell("power at rest", 0.0)
+        self.rest(self.plan.idle_seconds)
+        return mean_power_w(self.watcher.watched())
+
+    def _processes(self, *, energy: bool) -> tuple[list[_ProcessRun], list[str]]:
+        """All process runs, and why each void one was; once one stays throttled, no more is repeated."""
+        kept: list[_ProcessRun] = []
+        void: list[str] = []
+        for index in range(self.plan.processes):
+            one = self._process(index, energy=energy)
+            for _ in range(0 if any(other.throttled for other in kept) else REPEATS):
+                if not one.throttled:
+                    break
+                void.append(f"process {index + 1}: {', '.join(one.throttled)}")
+                self.tell(f"{void[-1]}; cooling down", index / self.plan.processes)
+                self.rest(self.plan.throttle_pause_seconds)
+                one = self._process(index, energy=energy)
+            kept.append(one)
+        return kept, void
+
+    def _process(self, index: int, *, energy: bool) -> _ProcessRun:
+        """Measure all engines in a fresh process each."""
+        plan = self.plan
+        of = f"process {index + 1} of {plan.processes}"
         with ExitStack() as alive:
-            contenders: dict[str, _Contender] = {}
-            for role, engine in engines.items():
-                tell(f"process {index + 1} of {plan.processes}: warming up {role}", index / plan.processes)
-                contenders[role] = _enter(alive.enter_context(start(engine.threads)), engine, inputs, preprocess, plan)
-                digests[role] = contenders[role].loaded.engine_sha256
+            contenders: dict[str, Contender] = {}
+            for role, engine in self.engines.items():
+                self.tell(f"{of}: warming up {role}", index / plan.processes)
+                worker = alive.enter_context(self.start(engine.threads))
+                contenders[role] = one = enter(worker, engine, self.inputs, self.preprocess, plan)
+                check_floor(role, one.warm.query_ms, engine.floor_ms)
+            self.watcher.watched()  # what was before does not count
             for block in range(plan.blocks):
                 done = (index + (block + 1) / (plan.blocks + 1)) / plan.processes
-                tell(f"process {index + 1} of {plan.processes}: block {block + 1} of {plan.blocks}", done)
-                for role in _order(list(engines), index * plan.blocks + block):
+                self.tell(f"{of}: block {block + 1} of {plan.blocks}", done)
+                for role in _order(list(self.engines), index * plan.blocks + block):
                     contenders[role].measure()
-            for role, one in contenders.items():
-                runs[role].append(one.run(plan.blocks))
-    conditions_after = read_conditions()
-    throttled = was_throttled(conditions_before, conditions_after)
-    return Comparison(
-        measurements={
-            role: Measurement(
-                method=METHOD,
-                level=level,
-                engine_sha256=digests[role],
-                batch=engine.batch,
-                runs=tuple(runs[role]),
-                flags=_flags(runs[role], throttled=throttled),
-            )
-            for role, engine in engines.items()
-        },
-        conditions_before=conditions_before,
-        conditions_after=conditions_after,
-        started_at=started_at,
-        seconds=time.perf_counter() - began,
-    )
+            for role in _order(list(self.engines), index) if energy else ():
+                self.tell(f"{of}: energy of {role}", done)
+                contenders[role].use_energy(plan.energy_seconds)
+            watched = self.watcher.watched()
+            throttled = real_throttling(watched)
+            runs = {role: one.run(plan.blocks, watched, throttled) for role, one in contenders.items()}
+        return _ProcessRun(runs, contenders, watched, throttled)
 
-
-def _enter(
-    worker: Worker, engine: EngineUnderTest, inputs: Array, preprocess: Preprocess | None, plan: Procedure
-) -> _Contender:
-    """Load an engine, warm it up, and plan its blocks by how fast it turned out to be."""
-    loaded = worker.load(engine.folder, threads=engine.threads)
-    if engine.inputs is not None:
-        inputs, preprocess = engine.inputs, None
-    worker.rotate(inputs, batch=engine.batch, preprocess=preprocess)
-    warm = worker.warm_up(
-        seconds=plan.warmup_seconds, queries=plan.warmup_queries, limit_seconds=plan.warmup_limit_seconds
-    )
-    worker.pause()
-    queries = max(plan.queries, math.ceil(plan.seconds * 1000 / warm.query_ms))
-    return _Contender(worker=worker, loaded=loaded, warm=warm, block=math.ceil(queries / plan.blocks))
+    def _measurement(self, role: str, kept: list[_ProcessRun], watched: list[Sample], *, energy: bool) -> Measurement:
+        engine = self.engines[role]
+        runs = tuple(one.runs[role] for one in kept)
+        used: tuple[Energy, ...] = ()
+        note = NO_POWER
+        if not self.plan.energy_seconds:
+            note = f"level {self.level} measures no energy"
+        elif energy:
+            windows = [window for one in kept for window in one.contenders[role].windows]
+            images = [count for one in kept for count in one.contenders[role].images]
+            used = energy_of(watched, windows, images=images)
+            note = "" if used else "too few samples of power while it was at work"
+        found = Measurement(
+            method=METHOD,
+            level=self.level,
+            engine_sha256=kept[-1].contenders[role].loaded.engine_sha256,
+            batch=engine.batch,
+            runs=runs,
+            flags=_flags(runs),
+            energy=used,
+            energy_note=note,
+            floor_ms=engine.floor_ms,
+        )
+        check_floor(role, p50_of(found), engine.floor_ms)
+        return found
 
 
 def _order(roles: list[str], block: int) -> list[str]:
@@ -187,6 +196,7 @@ def _order(roles: list[str], block: int) -> list[str]:
     return random.Random(block).sample(roles, len(roles))
 
 
-def _flags(runs: list[Run], *, throttled: bool) -> tuple[str, ...]:
+def _flags(runs: tuple[Run, ...]) -> tuple[str, ...]:
     unstable = not all(run.stable for run in runs)
+    throttled = any(run.throttled for run in runs)
     return (*(["unstable_warmup"] if unstable else []), *(["throttled"] if throttled else []))

@@ -55,6 +55,12 @@ def paired_ratio(numerator: Measurement, denominator: Measurement) -> tuple[floa
     return ratio, _interval(np.median(ratios[runs, blocks], axis=(1, 2)), around=ratio, runs=len(ratios))
 
 
+def throughput_ips(measurement: Measurement) -> float:
+    """Images per second in the closed loop: images over the time of all queries, median over the runs."""
+    per_run = [len(run.samples) * measurement.batch * 1000 / sum(run.samples) for run in measurement.runs]
+    return float(np.median(per_run))
+
+
 def tail_percentile(samples: Sequence[float], share: float) -> float | None:
     """Upper percentile that holds with 99 % confidence; None where too few samples back it (p99: fewer than 662).
 

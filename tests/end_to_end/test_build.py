@@ -73,9 +73,13 @@ def _second_build_reuses_everything(recipe: Path, vitrim: Run, out: Path) -> Non
 
 
 def _validate_measures_anew(bundle: Path, vitrim: Run) -> None:
-    done = vitrim("validate", bundle, "--json")
+    done = vitrim("validate", bundle, "--batches", "1,3", "--rate", "50", "--arrivals", "fixed", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["latency_p50_ms"] > 0
+    told = json.loads(done.stdout)
+    assert told["latency_p50_ms"] > 0
+    assert [row["batch"] for row in told["batches"]] == [1, 3]
+    assert told["batches"][1]["throughput_ips"] > 0
+    assert told["open_loop"]["queries"] == 128
 
     damaged = bundle / "preprocessing.json"
     damaged.write_text(damaged.read_text() + " ")

@@ -25,9 +25,16 @@ def accuracy(drop=0.6, interval=(-0.2, 1.4), images=1100, needed=None, metric="t
     )
 
 
-def figures(p50, *, p99=None, ci95=None, stable=True):
+def figures(p50, *, p99=None, ci95=None, stable=True, throttled=()):
     return LatencyFigures(
-        p50=p50, p90=p50 * 1.1, p99=p99, ci95=ci95 or (p50 * 0.98, p50 * 1.02), queries=128, processes=2, stable=stable
+        p50=p50,
+        p90=p50 * 1.1,
+        p99=p99,
+        ci95=ci95 or (p50 * 0.98, p50 * 1.02),
+        queries=128,
+        processes=2,
+        stable=stable,
+        throttled=throttled,
     )
 
 
@@ -244,3 +251,38 @@ def test_rounding_never_hides_why():
 )
 def test_exit_codes(status, code, strict):
     assert (exit_code(status), exit_code(status, strict=True)) == (code, strict)
+
+
+# A machine that slowed itself down.
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"latency_p50_ms": 5.0},
+        {"latency_p50_ms": 1.0},
+        {"latency_p99_ms": 9.0},
+        {"latency_ratio": 0.9},
+        {"latency_ratio": 0.1},
+    ],
+    ids=str,
+)
+def test_times_of_a_machine_that_throttled_decide_nothing(budget):
+    hot = latency(p99=6.0).replace(engine=figures(4.31, p99=6.0, throttled=("software thermal slowdown",)))
+    verdict = judged(Budget(**budget), latency=hot)
+
+    assert verdict.status == "undecided"
+    assert "the machine throttled (software thermal slowdown)" in verdict.checks[0].note
+    assert "the machine throttled (software thermal slowdown)" in verdict.sentence
+
+
+def test_a_throttled_baseline_leaves_the_budget_of_the_engine_alone():
+    hot = latency().replace(baseline=figures(8.4, throttled=("processor throttled",)))
+
+    assert judged(Budget(latency_p50_ms=5.0, latency_ratio=0.9), latency=hot).status == "within"
+
+
+def test_what_is_no_time_is_judged_although_the_machine_throttled():
+    hot = latency().replace(engine=figures(4.31, throttled=("over-current",)))
+
+    assert judged(Budget(engine_bytes=10), latency=hot, engine_bytes=5).status == "within"

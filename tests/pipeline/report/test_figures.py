@@ -127,3 +127,27 @@ def test_every_status_has_words():
     for table in (figures.STATUS_WORDS, html.SYMBOLS, markdown.SYMBOLS, terminal.SYMBOLS, terminal.STYLES):
         assert set(table) == set(get_args(Status))
     assert BudgetCheck.model_fields["status"].annotation == Status
+
+
+# Energy.
+
+
+def test_energy_is_shown_where_both_engines_have_the_same_kind_of_it(example):
+    from pipeline.report import tables
+    from targets.measure.measurement import Energy
+
+    def with_energy(scope, **joules):
+        changes = {
+            role: getattr(example.latency_ms, role).replace(
+                energy=(Energy(scope=scope[role], covers="rails", mean_power_w=8, joules_per_image=one, seconds=20),)
+            )
+            for role, one in joules.items()
+        }
+        return tables.headlines(example.replace(latency_ms=example.latency_ms.replace(**changes)))
+
+    same = with_energy({"baseline": "board", "engine": "board"}, baseline=0.08, engine=0.02)
+    other = with_energy({"baseline": "gpu", "engine": "board"}, baseline=0.08, engine=0.02)
+    (row,) = [row for row in same if row.label == "energy per image"]
+
+    assert (row.before, row.after) == ("80.0 mJ", "20.0 mJ")
+    assert "energy per image" not in {row.label for row in [*other, *tables.headlines(example)]}

@@ -223,6 +223,25 @@ def test_short_times_keep_their_digits(example):
     assert "0.0112 ms 25.0 %, 1x" in page.text
 
 
+def test_what_was_sampled_is_shown_and_what_was_not_told_only_named(example):
+    during = {
+        "sources": {"nvml": "", "rapl": "may be read by root only"},
+        "facts": {"power_mode": "2 MODE_15W"},
+        "samples": 200,
+        "figures": {"gpu_mhz": {"min": 900, "median": 1500, "max": 1530}, "cpu_mhz": None},
+        "reasons": {"software power cap": 7},
+        "void_runs": ["process 1: software power cap"],
+        "idle_power_w": {},
+    }
+    conditions = {"before": {}, "after": {}, "device": {"gpus": []}, "during": during}
+    text = re.sub(r"<[^>]+>", " ", to_html(example.replace(conditions=conditions)))
+
+    for part in ("900 to 1,530, median 1,500", "2 MODE_15W", "process 1: software power cap", "source rapl"):
+        assert part in text
+    assert "during.cpu_mhz" not in text
+    assert "source nvml" not in text
+
+
 def test_conditions_that_changed_are_marked_and_unread_ones_only_named(example):
     before = {"governor": "performance", "load": [0.31, 0.2], "memory_bytes": 25_276_510_208, "turbo": None}
     after = {**before, "load": [1.92, 0.2]}

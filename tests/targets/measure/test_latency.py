@@ -10,7 +10,8 @@ import sleep_runtime
 from tiny_graphs import images, save_fp32
 
 from targets.errors import InputError
-from targets.measure.latency import LEAD_IN, LEVELS, EngineUnderTest, Procedure, compare
+from targets.measure.contender import LEAD_IN
+from targets.measure.latency import LEVELS, EngineUnderTest, Procedure, compare
 from targets.measure.measurement import Comparison
 from targets.measure.percentiles import p50_ci95, p50_of, paired_ratio, tail_percentile
 from targets.worker import Worker

@@ -1,0 +1,40 @@
+"""Open loop: queries come when they come, whether or not the last one is answered; one after the other, none left out.
+
+The time of a query that has to wait counts from when it was due, so one stall shows in all queries that came meanwhile
+(a closed loop would see one slow query: coordinated omission).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+SPIN_NS = 200_000
+"""the last part of a wait is not slept: a sleeper wakes up too late by about this much"""
+
+
+def serve(
+    due_ns: Sequence[int],
+    query: Callable[[], object],
+    *,
+    limit_ns: int,
+    clock_ns: Callable[[], int] = time.monotonic_ns,
+    sleep: Callable[[float], object] = time.sleep,
+) -> dict[str, list[int]]:
+    """Run one query for each time it is due; {"started_ns", "ended_ns"}, since the first was due.
+
+    due_ns: rising, from 0. limit_ns: no query starts after it, so the lists may be shorter than due_ns.
+    """
+    started: list[int] = []
+    ended: list[int] = []
+    origin = clock_ns()
+    for due in due_ns:
+        now = clock_ns() - origin
+        while now < due:
+            if due - now > SPIN_NS:
+                sleep((due - now - SPIN_NS) / 1e9)
+            now = clock_ns() - origin
+        if now > limit_ns:
+            break
+        started.append(now)
+        query()
+        ended.append(clock_ns() - origin)
+    return {"started_ns": started, "ended_ns": ended}
