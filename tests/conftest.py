@@ -42,3 +42,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"        {test}")
         if len(tests) > 5:
             terminalreporter.write_line(f"        and {len(tests) - 5} more")
+
+
+@pytest.fixture(scope="session")
+def int8_saturates() -> bool:
+    """Whether int8 products add in 16 bits here, which can overflow: x86 processors without VNNI."""
+    from targets.facts import probe
+
+    facts = probe()
+    return facts["architecture"] == "x86_64" and not any("vnni" in one for one in facts["instruction_sets"])

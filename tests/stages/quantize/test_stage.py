@@ -159,7 +159,11 @@ def test_what_an_interrupted_run_had_finished_is_taken_over(
 
 
 def test_a_symmetric_graph_has_only_signed_zero_points_at_zero_and_layers_can_stay_in_float(
-    write_graph: Callable[..., Path], run_quantize: Callable[..., Any], tmp_path: Path, spec: ViTSpec
+    write_graph: Callable[..., Path],
+    run_quantize: Callable[..., Any],
+    tmp_path: Path,
+    spec: ViTSpec,
+    int8_saturates: bool,
 ) -> None:
     # Pixels that are never negative are what NNCF quantizes without a sign, which TensorRT does not read.
     positive = spec.replace(preprocess=Preprocess(height=16, width=16, mean=(0, 0, 0), std=(1, 1, 1)))
@@ -175,7 +179,7 @@ def test_a_symmetric_graph_has_only_signed_zero_points_at_zero_and_layers_can_st
     assert count_quantized(found)[0] == len(LINEAR) + 2 - 2
     assert "head.weight" in tensors
     assert ran.result.facts["symmetric"] is True
-    assert ran.result.facts["agreement"] > 0.8
+    assert ran.result.facts["agreement"] > (0.5 if int8_saturates else 0.8)
     with Worker(threads=1) as worker:
         worker.load(ran.context.output / "model.onnx", runtime="onnxruntime", precision="int8", batch=1)
         assert worker.matrix_products()["int8"] >= len(LINEAR) - 2
