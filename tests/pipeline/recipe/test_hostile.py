@@ -83,7 +83,7 @@ def test_thousands_of_steps_take_seconds(text: Text, problems: Problems, step: A
     told = problems(text({"steps": [step] * count}))
 
     assert len(told) == expected
-    assert time.process_time() - started < 6
+    assert time.process_time() - started < 20  # 2 to 6 on the machines known
 
 
 @pytest.mark.parametrize("key", ["a" + ".a" * 5000, "model.arguments" + ".a" * 50, "steps." + "9" * 5000, "a" * 9999])

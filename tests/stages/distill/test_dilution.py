@@ -87,7 +87,9 @@ def test_each_step_has_its_dilution_and_held_out_images_see_none(
     _, facts = run(options, diluting, colours(200))
 
     schedule = Dilution(shape, 20)  # type: ignore[arg-type]
-    assert [value for step, training, value in seen if training] == [schedule.at(step) for step in range(40)]
+    trained = [value for _, training, value in seen if training]
+    assert len(trained) > 24  # it may stop before step 40
+    assert trained == [schedule.at(step) for step in range(len(trained))]
     judged = [value for _, training, value in seen if not training]
     assert judged == [0.0] * len(judged) != []
     assert facts["held_out_curve"][0]["step"] == 22  # the first look behind step 20; every second step has one
