@@ -217,8 +217,10 @@ def _plan_target(
     unpruned_graph: PlannedStep,
 ) -> TargetPlan:
     from targets.facts import fingerprint, probe
-    from targets.profile import usable_runtimes
+    from targets.profile import refuse_image_size, refuse_unsupported, usable_runtimes
 
+    refuse_unsupported(profile)
+    refuse_image_size(profile, planner.recipe.model.size)
     facts = probe()
     device = fingerprint(facts)
     recipe = planner.recipe

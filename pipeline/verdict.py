@@ -18,7 +18,10 @@ UNITS = {
     "engine_bytes": "bytes",
     "parameters": "parameters",
     "macs": "multiply-accumulates of one image",
+    "power_w": "W",
+    "energy_mj": "mJ",
 }
+UNMETERED = "vitrim cannot measure it yet"
 
 
 def judge(
@@ -48,6 +51,8 @@ def judge(
             _check("engine_bytes", budget.engine_bytes, engine_bytes),
             _check("parameters", budget.parameters, parameters),
             _check("macs", budget.macs, macs),
+            _check("power_w", budget.power_w, None, note=UNMETERED),
+            _check("energy_mj", budget.energy_mj, None, note=UNMETERED),
         )
         if check is not None
     ]

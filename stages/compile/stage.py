@@ -7,7 +7,7 @@ from pydantic import Field
 from stages.artifact import Format
 from stages.stage import Stage, StageContext, StageResult
 from targets.errors import InputError, StageError
-from targets.profile import TargetProfile, usable_runtimes
+from targets.profile import TargetProfile, refuse_image_size, usable_runtimes
 from targets.record import Record
 
 MODEL_FILE = "model.onnx"
@@ -42,6 +42,8 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
             model, context.output, runtime=options.runtime, precision=options.precision, batch=batch, threads=threads
         )
         loaded = worker.load(context.output)
+        height, width = loaded.inputs[0]["shape"][-2:]
+        refuse_image_size(target, (height, width))
         context.tell("looking at what runs", None)
         products = worker.matrix_products()
         facts = worker.facts()
