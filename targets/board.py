@@ -96,16 +96,6 @@ class Board(Record):
     power_min_w: Figure | None = None
     power_max_w: Figure | None = None
 
-    def floor_ms(self, *, macs: float, bytes_moved: float, precision: Precision) -> float | None:
-        """No query can be faster than this: work over peak or traffic over bandwidth; None where a figure is absent.
-
-        Williams et al., Roofline, 2009. A latency below it is a broken measurement.
-        """
-        peak, bandwidth = self.peak_tera_ops_s.get(precision), self.memory_bandwidth_gb_s
-        if peak is None or bandwidth is None:
-            return None
-        return max(2 * macs / peak.value / 1e9, bytes_moved / bandwidth.value / 1e6)
-
 
 class Software(Record):
     """Versions of what lies under the runtimes; an absent one is not demanded."""

@@ -62,7 +62,7 @@ def show(
         return
     for line in _notes(profile, base_of(name)):
         typer.echo(f"# {line}")
-    typer.echo(yaml.safe_dump(_short(facts), sort_keys=False, allow_unicode=True, width=80).rstrip())
+    typer.echo(yaml.safe_dump(_short(facts), sort_keys=False, allow_unicode=True, width=64).rstrip())
 
 
 @app.command()

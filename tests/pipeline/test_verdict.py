@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.report.figures import budget_value
 from pipeline.report.record import Accuracy, Latency, LatencyFigures, Parity
 from pipeline.statistics import images_to_decide, paired_interval
 from pipeline.verdict import WORST_FIRST, exit_code, judge
@@ -244,3 +245,15 @@ def test_rounding_never_hides_why():
 )
 def test_exit_codes(status, code, strict):
     assert (exit_code(status), exit_code(status, strict=True)) == (code, strict)
+
+
+@pytest.mark.parametrize(("key", "limit", "told"), [("power_w", 15.0, "15.0 W"), ("energy_mj", 40.0, "40.0 mJ")])
+def test_power_and_energy_are_not_measured_and_say_so(key: str, limit: float, told: str) -> None:
+    verdict = judged(Budget(**{key: limit}), accuracy=accuracy(), latency=latency())
+    (check,) = verdict.checks
+
+    assert verdict.status == "not_measured"
+    assert (exit_code(verdict.status), exit_code(verdict.status, strict=True)) == (0, 1)
+    assert check.note == "vitrim cannot measure it yet"
+    assert check.note in verdict.sentence
+    assert budget_value(key, check.limit) == told
