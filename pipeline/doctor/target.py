@@ -68,7 +68,8 @@ def _discrete(profile: TargetProfile, reading: Reading, sources: Sources) -> lis
     board, gpu = profile.board, profile.board.gpu
     assert gpu is not None  # profiles of this kind have one
     if not reading.how:
-        return [warning("GPU", f"cannot tell: {reading.why_not}", "pip install nvidia-ml-py; install NVIDIA's driver")]
+        remedy = "install NVIDIA's driver (start a container with --gpus all); pip install nvidia-ml-py"
+        return [fix("GPU", f"cannot tell: {reading.why_not}", remedy)]
     if not reading.gpus:
         return [fix("GPU", f"{reading.how} finds none", f"run vitrim on a machine with {board.description}")]
     alike = [one for one in reading.gpus if one.compute_capability == gpu.compute_capability.value]
