@@ -22,7 +22,7 @@ EXTERNAL_ABOVE_BYTES = 2**30
 """larger models are saved with their weights beside them: a protobuf ends at 2 GiB"""
 
 PROVIDER = "CPUExecutionProvider"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "int8_dynamic", "int8_weights", "fp8", "fp16")
 SLOW_FOR_INT8 = ["MatMulAddFusion"]
 """With a fixed batch this fusion makes a Gemm of every biased MatMul before its Q/DQ is seen, and such a Gemm
 runs in fp32 with its weights dequantised at every query: 2.5 times slower on ViT-Tiny (onnxruntime 1.31)."""
@@ -90,6 +90,9 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Answer one query."""
+        halves = [one.name for one in self.inputs if one.dtype == "float16"]
+        if halves:  # an fp16 graph that was left without casts at its ends
+            feeds = {**feeds, **{one: feeds[one].astype("float16") for one in halves}}
         return dict(zip(self._output_names, self._session.run(self._output_names, feeds), strict=True))
 
     def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
