@@ -2,8 +2,8 @@
 
     python -m stages.quantize.calibrate JOB.json
 
-It leaves the quantized graph, or what it measured, where the job says, complete or not at all, and its progress beside it. It ends when its
-standard input closes, that is, with whoever started it.
+It leaves the quantized graph, or what it measured, where the job says, complete or not at all, and its progress beside
+it. It ends when its standard input closes, that is, with whoever started it.
 """
 
 import json
@@ -116,8 +116,9 @@ def quantize_dynamic(job: Job) -> None:
         unfinished,
         op_types_to_quantize=["MatMul", "Gemm"],
         per_channel=True,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(job.keep_float),
+        weight_type=QuantType.QUInt8,  # signed ones saturate in pairs on x86 without VNNI (docs/stages/quantize.md)
+        # a Gemm becomes a MatMul of another name before names are looked at
+        nodes_to_exclude=[*job.keep_float, *(f"{name}_MatMul" for name in job.keep_float)],
         extra_options={"MatMulConstBOnly": job.settings["linears_only"]},
     )
     made = onnx.load(unfinished)

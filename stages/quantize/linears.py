@@ -129,7 +129,7 @@ def _dequantize(
     values: TensorProto,
     scale: NDArray[np.float32],
     kind: Any,
-    where: dict[str, int],
+    where: dict[str, Any],
 ) -> None:
     """Let a node read its weight through a DequantizeLinear put in front of it."""
     if f"{name}/dequantized" not in {output for one in graph.node for output in one.output}:

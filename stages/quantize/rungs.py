@@ -100,12 +100,11 @@ def prepare(
         one = job(options.precision, work="dynamic", settings={"linears_only": options.linears_only})
         return Rung([one], [options.precision], keep, options.precision)
     if options.precision == "int8_weights":
-        settings = {"precision": options.precision, "block": options.block}
-        one = job(options.precision, work="linears", settings=settings)
+        one = job(options.precision, work="linears", settings={"precision": options.precision, "block": options.block})
         return Rung([one], [options.precision], keep | _unweighted(source, keep), options.precision)
     if options.precision == "fp8":
         scan()
-        settings = {"precision": "fp8", "ranges": str(scratch / "scan.ranges")}
+        settings = {"precision": options.precision, "ranges": str(scratch / "scan.ranges")}
         one = job("fp8", work="linears", settings=settings)
         return Rung([one], ["fp8"], keep | _unweighted(source, keep), "fp8")
     return _half(options, job, scan(), source, keep, context)
