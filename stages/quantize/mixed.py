@@ -6,6 +6,8 @@ import onnx
 
 from stages.quantize.graph import WEIGHTED
 
+MOVING = ("Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Shape")
+
 
 def layers(graph: onnx.GraphProto, keep: Collection[str]) -> dict[str, list[str]]:
     """Matrix products by module, in graph order: {'blocks.0.attn.qkv': names of nodes}, without those to keep."""
@@ -19,11 +21,18 @@ def layers(graph: onnx.GraphProto, keep: Collection[str]) -> dict[str, list[str]
 def return_to_float(quantized: onnx.ModelProto, source: onnx.ModelProto, nodes: Collection[str]) -> None:
     """Put nodes of the source graph in the place of what makes the same tensors, in place; their biases likewise.
 
-    Inputs that other layers share with them stay quantized for the others.
+    Quantizers may stand before operators that only move values, such as the split into q, k and v: these go back too, so
+    that a product which shares one loses its quantized input.
     """
     graph = quantized.graph
     biases = _biases(source.graph, nodes)
-    wanted = {node.output[0]: node for node in source.graph.node if node.name in nodes or node.name in biases}
+    moves = _moves(source.graph, nodes)
+    wanted = {
+        name: node
+        for node in source.graph.node
+        if node.name in nodes or node.name in biases or node.name in moves
+        for name in node.output
+    }
     weights = {one.name: one for one in source.graph.initializer}
     needed = {name for node in wanted.values() for name in node.input if name in weights}
     kept = [one for one in graph.initializer if one.name not in needed]
@@ -34,6 +43,19 @@ def return_to_float(quantized: onnx.ModelProto, source: onnx.ModelProto, nodes: 
     graph.ClearField("initializer")
     graph.initializer.extend([*kept, *(weights[name] for name in sorted(needed))])
     _keep_needed(graph, placed)
+
+
+def _moves(graph: onnx.GraphProto, nodes: Collection[str]) -> set[str]:
+    """Names of the operators that only move values on the way to these nodes."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    waiting = [name for node in graph.node if node.name in nodes for name in node.input]
+    found: set[str] = set()
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is not None and node.op_type in MOVING and node.name not in found:
+            found.add(node.name)
+            waiting += node.input
+    return found
 
 
 def _biases(graph: onnx.GraphProto, nodes: Collection[str]) -> set[str]:
