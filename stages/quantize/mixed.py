@@ -21,7 +21,7 @@ def layers(graph: onnx.GraphProto, keep: Collection[str]) -> dict[str, list[str]
 def return_to_float(quantized: onnx.ModelProto, source: onnx.ModelProto, nodes: Collection[str]) -> None:
     """Put nodes of the source graph in the place of what makes the same tensors, in place; their biases likewise.
 
-    Quantizers may stand before operators that only move values, such as the split into q, k and v: these go back too, so
+    Quantizers may stand before operators that only move values, such as the split into q, k and v: they go back too, so
     that a product which shares one loses its quantized input.
     """
     graph = quantized.graph
