@@ -46,10 +46,24 @@ def sentence(decision: Decision) -> str:
         f"{loss(decision.loss)} {UNITS[decision.unit]} predicted, "
         f"{changed} of {len(decision.sublayers)} sublayers changed"
     )
+    if scaled := _scaled(decision):
+        text += f"; {' and '.join(scaled)}"
     same = at_same_latency(decision)
     if same is not None:
         text += f". The same share of every sublayer, at that latency: {loss(same)}"
     return f"{text}. Solved exactly in {figures.significant(max(decision.solve_ms, 0.1), 2)} ms."
+
+
+def _scaled(decision: Decision) -> list[str]:
+    """What was chosen that scales all sublayers."""
+    found = []
+    if decision.size is not None:
+        found.append(f"the engine reads {decision.size[0]} x {decision.size[1]} pixels")
+    if decision.width is not None:
+        found.append(f"the stream is {decision.width:,} wide")
+    if any(decision.merge):
+        found.append(f"{sum(decision.merge):,} tokens are {spelled(decision.merge)}")
+    return found
 
 
 def at_same_latency(decision: Decision) -> float | None:

@@ -193,6 +193,20 @@ def searched_report() -> Report:
             Ground(width=192, tokens=None, ratio=1.0, loss=0.0, best=0.56, chosen=True),
             Ground(width=192, tokens=0.7, merge=(0, 59, 0), ratio=0.81, loss=0.3, best=0.61, chosen=False),
             Ground(width=96, tokens=None, ratio=0.9, loss=2.3, best=None, chosen=False),
+            Ground(
+                size=(160, 160), width=192, tokens=None, ratio=0.5, loss=0.31, best=0.7, chosen=False, note="estimated"
+            ),
+            Ground(
+                size=(192, 192),
+                width=192,
+                tokens=0.5,
+                merge=(0, 72, 0),
+                ratio=None,
+                loss=0.9,
+                best=None,
+                chosen=False,
+                note="loses more by itself",
+            ),
         ],
         loss=sum(one.loss for one in sublayers),
         sublayers=sublayers,

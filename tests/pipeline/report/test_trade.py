@@ -24,6 +24,16 @@ def test_the_sentence_says_limits_loss_and_what_uniform_shapes_lose(decision) ->
     assert "Solved exactly in 14 ms." in text
 
 
+def test_the_sentence_says_what_scales_all_sublayers(decision) -> None:
+    scaled = decision.replace(size=(160, 160), width=96, merge=(0, 98, 0))
+
+    assert (
+        "sublayers changed; the engine reads 160 x 160 pixels and the stream is 96 wide and 98 tokens are merged in "
+        "block 1. The same share" in trade.sentence(scaled)
+    )
+    assert "pixels" not in trade.sentence(decision)
+
+
 def test_what_was_chosen_lies_where_it_was_measured(decision) -> None:
     assert trade.chosen_ratio(decision) == 0.771
     unmeasured = decision.replace(rounds=())
@@ -65,6 +75,11 @@ def test_widths_and_tokens_that_were_tried_are_told(reports) -> None:
         "width 192, all tokens",
         "width 192, 70.0 % of the tokens, merged in block 1",
         "none keeps the budget",
+        "160 x 160 pixels, width 192, all tokens",
+        "0.70 (estimated)",
+        "192 x 192 pixels, width 192, 50.0 % of the tokens, merged in block 1",
+        "not timed",
+        "more than the best loses",
     ):
         assert text in page
         assert text in short
