@@ -1,9 +1,7 @@
 """Refinement of a pruned attention: q, k and v follow what the repair did to proj (stages/vit/refine.py)."""
 
-from collections.abc import Iterator
-
 from stages.prune_attention.weights import attention_of
-from stages.vit.refine import Samples, refine_alone
+from stages.vit.refine import aims, refine_alone
 from stages.vit.sweep import Visit
 
 IMAGES = 8
@@ -16,17 +14,10 @@ def refine(visit: Visit, *, passes: int, lr: float, take_back: float) -> dict[st
     lr: peak, falling to 0 as a cosine. take_back: share of the error of the blocks before that this one is to take
     back. Returns the relative error before and after.
     """
-
-    def images(every: int) -> Iterator[Samples]:
-        for chunk in visit.pairs():
-            entering, leaving, weights = (part[::every] for part in chunk)
-            given = visit.source.after_attention(entering)
-            yield entering, take_back * leaving + (1 - take_back) * given - entering, weights
-
     return refine_alone(
         list(attention_of(visit.block).parameters()),
         visit.block.attention_branch,
-        images,
+        lambda every: aims(visit, visit.source.after_attention, take_back=take_back, every=every),
         together=IMAGES,
         passes=passes,
         lr=lr,

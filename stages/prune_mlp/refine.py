@@ -8,7 +8,7 @@ Shapes: B images of a chunk, N tokens of each, T tokens together, D residual wid
 from collections.abc import Iterator
 
 from stages.prune_mlp.neurons import mlp_of
-from stages.vit.refine import Samples, refine_alone
+from stages.vit.refine import Samples, aims, refine_alone
 from stages.vit.sweep import Visit
 
 TOKENS = 1024
@@ -23,10 +23,7 @@ def refine(visit: Visit, *, passes: int, lr: float, take_back: float) -> dict[st
     """
 
     def tokens(every: int) -> Iterator[Samples]:
-        for chunk in visit.pairs():
-            entering, leaving, weights = (part[::every] for part in chunk)
-            given = visit.source.after_mlp(entering)
-            wanted = take_back * leaving + (1 - take_back) * given - entering  # [B, N, D]
+        for entering, wanted, weights in aims(visit, visit.source.after_mlp, take_back=take_back, every=every):
             yield entering.flatten(0, 1), wanted.flatten(0, 1), weights.flatten()
 
     return refine_alone(

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from stages.vit.sweep import Visit
+
 JUDGED = 5
 """One image in so many tells the error before and after."""
 
@@ -65,6 +67,17 @@ def refine_alone(
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.data.copy_(value)
     return {"error_before": before, "error_after": after}
+
+
+def aims(visit: Visit, whole: Callable[[Tensor], Tensor], *, take_back: float, every: int) -> Iterator[Samples]:
+    """Yield what enters a sublayer [B, N, D], what it should add, and weights [B, N], of one image in `every`.
+
+    whole: the source's sublayer, from the stream before it to that behind it. take_back: share of the error of the
+    blocks before that this one is to take back.
+    """
+    for chunk in visit.pairs():
+        entering, leaving, weights = (part[::every] for part in chunk)
+        yield entering, take_back * leaving + (1 - take_back) * whole(entering) - entering, weights
 
 
 def _missed(
