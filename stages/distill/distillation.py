@@ -74,7 +74,7 @@ def distill_model(
     if options.stop_when_flat:
         shown, held_out = without_held_out(images, seed=seed) if options.held_out == "train" else (images, select)
     augmentation = Augmentation(crop_scale=options.crop_scale, crop_ratio=options.crop_ratio, flip=options.flip)
-    drawn = _drawn_at(spec, teacher_spec if options.teacher is None else None)
+    drawn = drawn_at(spec, teacher_spec if options.teacher is None else None)
     data = TrainingImages(
         shown, drawn, augmentation=augmentation, batch_size=options.batch_size, seed=seed, among=among
     )
@@ -207,7 +207,7 @@ def _load_teacher(
     return resizing(model, teacher_spec, student=spec), teacher_spec
 
 
-def _drawn_at(student: ViTSpec, source: ViTSpec | None) -> Preprocess:
+def drawn_at(student: ViTSpec, source: ViTSpec | None) -> Preprocess:
     """How pictures are prepared: as the larger of student and source reads them, so that the teacher sees all it can.
 
     source: None where another model teaches, which sees what the student does.

@@ -205,13 +205,14 @@ def test_after_a_search_the_plan_is_that_of_the_shapes_found(planned: Planned, t
     assert after.compressed == written.compressed
 
 
-def test_width_and_merging_that_a_search_chose_become_steps(planned: Planned) -> None:
+def test_size_width_and_merging_that_a_search_chose_become_steps(planned: Planned) -> None:
     decision = Decision(
         runtime="onnxruntime",
         precision="int8",
         unit="kl_nats",
         limits={"latency": 0.6},
         shapes=[{"heads": 2, "d_qk": 8, "d_v": 8, "mlp_width": 64}] * 12,
+        size=(24, 24),
         width=96,
         merge=(1,) + (0,) * 11,
         loss=0.1,
@@ -223,9 +224,10 @@ def test_width_and_merging_that_a_search_chose_become_steps(planned: Planned) ->
 
     after, _ = replan(plan, plan.targets[0], decision, plan.targets[0].candidates[0])
 
-    assert [step.stage for step in after.compressed][:3] == ["prune_width", "prune", "merge_tokens"]
-    assert after.compressed[0].options.width == 96  # type: ignore[attr-defined]
-    assert after.compressed[2].options.counts == decision.merge  # type: ignore[attr-defined]
+    assert [step.stage for step in after.compressed][:4] == ["resize_input", "prune_width", "prune", "merge_tokens"]
+    assert after.compressed[0].options.size == (24, 24)  # type: ignore[attr-defined]
+    assert after.compressed[1].options.width == 96  # type: ignore[attr-defined]
+    assert after.compressed[3].options.counts == decision.merge  # type: ignore[attr-defined]
 
 
 def test_a_second_search_is_refused(planned: Planned) -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stages.data.images import ImageSet
+from stages.distill.distillation import drawn_at
 from stages.distill.stage import STAGE, DistillOptions
 from stages.distill.teacher import resizing
 from stages.stage import Role
@@ -242,3 +243,12 @@ def test_the_source_sees_pictures_in_its_own_size(teacher: Path, tiny_spec: Any)
 
     with torch.no_grad():
         assert torch.allclose(there.outputs(picture, ["logits"])["logits"], model(picture), atol=1e-6)
+
+
+def test_crops_are_drawn_as_the_larger_of_student_and_source_reads_them(tiny_spec: Any) -> None:
+    spec = tiny_spec()
+    smaller, larger = (spec.replace(preprocess=spec.preprocess.replace(height=side, width=side)) for side in (8, 32))
+
+    assert drawn_at(smaller, spec) == spec.preprocess
+    assert drawn_at(larger, spec) == larger.preprocess
+    assert drawn_at(smaller, None) == smaller.preprocess  # another teacher sees what the student does

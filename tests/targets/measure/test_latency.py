@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sleep_runtime
@@ -208,3 +209,29 @@ def test_full_backs_its_tail_and_quick_does_not_claim_one() -> None:
     assert (full.processes, full.queries, full.seconds) == (5, 662, 10)
     assert (quick.processes, quick.queries) == (2, 64)
     assert quick.processes * quick.queries < 662
+
+
+def test_an_engine_of_another_input_size_is_timed_with_images_of_its_own(tmp_path: Path) -> None:
+    ours, theirs = images(16), images(16) + 1
+    given: list[bool] = []
+
+    class Noting(Worker):
+        def rotate(self, inputs: Any, **how: Any) -> None:
+            given.append(inputs is theirs)
+            super().rotate(inputs, **how)
+
+    def start(threads: int | None) -> Worker:
+        return Noting(threads, runtimes={"sleep": Path(sleep_runtime.__file__)})
+
+    engines = {
+        role: EngineUnderTest(
+            folder=sleep_runtime.make_engine(tmp_path / role, milliseconds=0), batch=1, threads=1, inputs=own
+        )
+        for role, own in (("baseline", None), ("engine", theirs))
+    }
+    procedure = Procedure(
+        processes=2, queries=4, seconds=0, blocks=2, warmup_queries=1, warmup_seconds=0, warmup_limit_seconds=1
+    )
+    compare(engines, ours, level="quick", start=start, procedure=procedure)
+
+    assert given == [False, True] * 2
