@@ -16,8 +16,9 @@ from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_ans
 from pipeline.choose import Choice, choose
 from pipeline.events import Event, Watcher, ignore
 from pipeline.keys import code_digest, content_digest
-from pipeline.pixels import INPUTS, Pixels
+from pipeline.pixels import INPUTS
 from pipeline.plan import Candidate, Plan, PlannedStep, Planner, TargetPlan, make_plan
+from pipeline.reference import Reference, spec_in
 from pipeline.report.compose import Built, compose
 from pipeline.report.record import Report
 from pipeline.runner import Runner
@@ -28,18 +29,16 @@ from pipeline.store import Store
 from pipeline.validation import Engines, Subject, Validation, validate
 from stages.artifact import Artifact, Format
 from stages.data.images import ImageSet, check_labels, check_roles, open_images
-from stages.prune.options import PruneOptions
+from stages.prune.options import PruneOptions, reshaped
 from stages.stage import Role
-from stages.vit.spec import SPEC_FILE, ViTSpec
+from stages.vit.spec import ViTSpec
 from targets.errors import InputError
-from targets.preprocess import Preprocess
 from targets.profile import load_profile
 from targets.record import digest_of
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.search.record import Decision
-    from pipeline.statistics import Floats
 
 AGREEMENT_IMAGES = 512
 """images of `select` that stages are compared on, at most"""
@@ -132,11 +131,12 @@ class _TargetBuild:
         self.runner.bring(self.plan.source)
         before = self._spec(self.plan.source)
         self._check_labels(before)
+        self._check_search(before)
         decision = self._search(before) if searched_step(self.plan) else None
         for step in self.target.steps():
             self.runner.bring(step)
         baseline = self._engine(self.target.baselines[self.target.profile.batch])
-        lazy = _Reference(self, baseline, before)
+        lazy = self._reference(baseline, before)
         agreements = self._check("compare stages", lambda tell: self._stage_agreements(lazy, tell))
         choice = self._check("compare candidates", lambda tell: self._choose(lazy, baseline, tell))
         choice = choice.joined_with(self.pair)
@@ -190,9 +190,20 @@ class _TargetBuild:
         elif before.classes:
             check_labels(evaluate, before.classes)
 
+    def _check_search(self, before: ViTSpec) -> None:
+        """Refuse what a search cannot try before anything is built for it."""
+        step = searched_step(self.plan)
+        if step is not None and isinstance(step.options, PruneOptions):
+            reshaped(step.options, before)
+
     # Choosing.
 
-    def _stage_agreements(self, reference: "_Reference", tell: Tell) -> dict[str, tuple[float, float | None]]:
+    def _reference(self, baseline: Path, before: ViTSpec) -> Reference:
+        images = self._select()
+        some = images.subset(range(min(len(images), AGREEMENT_IMAGES)))
+        return Reference(images=some, baseline=baseline, spec=before, folder=self._pixels)
+
+    def _stage_agreements(self, reference: Reference, tell: Tell) -> dict[str, tuple[float, float | None]]:
         """Agreement with the source on `select` after every step of the compressed line that changed the model."""
         found: dict[str, tuple[float, float | None]] = {}
         select = self.plan.images.get(Role.SELECT)
@@ -212,7 +223,7 @@ class _TargetBuild:
             found[step.key] = (kept["agreement"], kept["top1"])
         return found
 
-    def _agreement(self, artifact: Artifact, reference: "_Reference", tell: Tell) -> dict[str, Any]:
+    def _agreement(self, artifact: Artifact, reference: Reference, tell: Tell) -> dict[str, Any]:
         if artifact.manifest.holds == Format.VIT:
             answers = torch_answers(artifact.folder, reference.pixels_for(artifact.folder), tell=tell)
         else:
@@ -228,7 +239,7 @@ class _TargetBuild:
         )
         return {"agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)), "top1": right}
 
-    def _choose(self, reference: "_Reference", baseline: Path, tell: Tell, *, unpruned: bool = False) -> Choice:
+    def _choose(self, reference: Reference, baseline: Path, tell: Tell, *, unpruned: bool = False) -> Choice:
         """Choose among the engines, or among their unpruned counterparts."""
         candidates = {one.name: one for one in self.target.candidates}
         engines = {name: one.unpruned if unpruned else one.engine for name, one in candidates.items()}
@@ -265,7 +276,7 @@ class _TargetBuild:
         baseline = self._engine(self.target.baselines[self.target.profile.batch])
         for one in self.target.candidates:
             self.runner.bring(one.unpruned)
-        lazy = _Reference(self, baseline, before)
+        lazy = self._reference(baseline, before)
         self.pair = self._check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
         candidate = next(one for one in self.target.candidates if one.name == self.pair.winner)
         step = searched_step(self.plan)
@@ -394,43 +405,13 @@ class _TargetBuild:
         return self.runner.bring(step).folder
 
     def _spec(self, step: PlannedStep) -> ViTSpec:
-        return _spec_in(self._model(step).folder)
+        return spec_in(self._model(step).folder)
 
     def _model(self, step: PlannedStep) -> Artifact:
         return _last(step, Format.VIT, self.runner)
 
     def _graph(self, winner: Candidate) -> Artifact:
         return _last(winner.engine, Format.ONNX, self.runner)
-
-
-class _Reference:
-    """The baseline's answers to `select`, computed when first asked for."""
-
-    def __init__(self, build: _TargetBuild, baseline: Path, spec: ViTSpec) -> None:
-        images = build._select()
-        self.images = images.subset(range(min(len(images), AGREEMENT_IMAGES)))
-        self.spec = spec
-        self._build, self._baseline = build, baseline
-        self._answers: Floats | None = None
-
-    @property
-    def pixels(self) -> Pixels:
-        """The images as the source reads them."""
-        return self.pixels_as(self.spec.preprocess)
-
-    def pixels_for(self, folder: Path) -> Pixels:
-        """The images as the model or graph in this folder reads them."""
-        return self.pixels_as(_spec_in(folder).preprocess)
-
-    def pixels_as(self, preprocess: Preprocess) -> Pixels:
-        """The images, so prepared."""
-        return Pixels.of(self.images, preprocess, self._build._pixels)
-
-    @property
-    def answers(self) -> "Floats":
-        if self._answers is None:
-            self._answers = engine_answers(self._baseline, self.pixels, tell=lambda message, share: None)
-        return self._answers
 
 
 def _last(step: PlannedStep, holds: Format, runner: Runner) -> Artifact:
@@ -440,10 +421,6 @@ def _last(step: PlannedStep, holds: Format, runner: Runner) -> Artifact:
         if artifact.manifest.holds == holds:
             return artifact
     raise InputError(f"{step.title} does not build on a {holds}")
-
-
-def _spec_in(folder: Path) -> ViTSpec:
-    return ViTSpec.model_validate_json((folder / SPEC_FILE).read_text())
 
 
 def _engine_bytes(artifact: Artifact) -> int:

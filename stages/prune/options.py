@@ -8,6 +8,8 @@ from stages.prune_attention.options import AttentionShape, PruneAttentionOptions
 from stages.prune_attention.options import Method as AttentionMethod
 from stages.prune_mlp.options import Method as MlpMethod
 from stages.prune_mlp.options import PruneMlpOptions
+from stages.resize_input.options import ResizeInputOptions
+from stages.resize_input.options import reshaped as resized
 from stages.vit.spec import BlockSpec, ViTSpec
 from stages.vit.writers import Writer, with_bias, writer_before
 from targets.errors import InputError
@@ -134,6 +136,8 @@ def shapes_asked(options: PruneOptions, spec: ViTSpec) -> tuple[BlockShape, ...]
 def reshaped(options: PruneOptions, spec: ViTSpec) -> ViTSpec:
     """Return the spec after the stage, without weights or images; for `auto` the spec as it is, the upper bound."""
     if options.blocks == "auto":
+        for size in options.search.sizes:
+            resized(ResizeInputOptions(size=(size, size)), spec)  # refuses what cannot be tried
         return spec
     shapes = shapes_asked(options, spec)
     after = with_shapes(spec, shapes)

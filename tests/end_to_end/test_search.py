@@ -83,3 +83,14 @@ def test_a_search_without_a_budget_is_refused_at_once(searched: Path, vitrim: Ru
     assert done.returncode == 2
     assert "set one of budget.latency_ratio" in done.stderr
     assert "source" not in done.stdout
+
+
+def test_a_size_that_cannot_be_tried_is_refused_before_anything_is_built(searched: Path, vitrim: Run) -> None:
+    text = RECIPE.replace("search: {", "search: {sizes: [30], ").replace("finetune: {epochs: 4", "finetune: {epochs: 1")
+    searched.write_text(text)
+
+    done = vitrim("build", searched)
+
+    assert done.returncode == 2
+    assert "resize_input: size 30x30 is no multiple of the patch 4x4; near it is 32x32" in done.stderr
+    assert "compile" not in done.stdout

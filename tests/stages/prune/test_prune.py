@@ -203,3 +203,12 @@ def test_what_cannot_be_is_told(blocks: Any, words: str, make_model: MakeModel, 
 def test_half_an_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="all above 0, or all 0"):
         BlockShape(heads=2, d_qk=0, d_v=8, mlp_width=8)
+
+
+def test_sizes_that_a_search_cannot_try_are_refused_beforehand(make_model: MakeModel) -> None:
+    _, spec = make_model()
+    patch = spec.patch_size[0]
+
+    assert reshaped(PruneOptions.model_validate({"search": {"sizes": [patch, 2 * patch]}}), spec) == spec
+    with pytest.raises(InputError, match="no multiple of the patch"):
+        reshaped(PruneOptions.model_validate({"search": {"sizes": [patch + 1]}}), spec)
