@@ -1,6 +1,7 @@
 """From a finished build to its bundle: picks the files and writes the model card's figures."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,35 +12,81 @@ from targets.bundle.write import write_bundle
 if TYPE_CHECKING:
     from pipeline.report.record import Report
     from stages.artifact import Artifact
+    from targets.profile import TargetProfile
 
 
 def write_bundle_of(
-    folder: Path, *, report: "Report", engine: "Artifact", graph: "Artifact", spec_folder: Path
+    folder: Path,
+    *,
+    report: "Report",
+    engine: "Artifact | None",
+    graph: "Artifact",
+    spec_folder: Path,
+    profile: "TargetProfile | None" = None,
 ) -> None:
-    """Write the bundle of a report's engine: engine, portable graph, preprocessing, labels, run.py, model card."""
-    _write(folder, engine=engine, graph=graph, spec_folder=spec_folder, card=_card(report))
+    """Write the bundle of a report's engine: engine, portable graph, preprocessing, labels, run.py, model card.
+
+    engine: None where the board builds it. profile: the target, where it is not at hand.
+    """
+    target = report.target
+    planned = {
+        "runtime": target.runtime,
+        "version": target.runtime_version,
+        "precision": target.precision,
+        "batch": target.batch,
+    }
+    _write(
+        folder,
+        engine=engine,
+        graph=graph,
+        spec_folder=spec_folder,
+        card=_card(report),
+        planned=planned,
+        target=profile.model_dump(mode="json") if profile else None,
+    )
 
 
-def write_plain_bundle(folder: Path, *, engine: "Artifact", graph: "Artifact", spec_folder: Path) -> None:
+def write_plain_bundle(
+    folder: Path,
+    *,
+    engine: "Artifact | None",
+    graph: "Artifact",
+    spec_folder: Path,
+    planned: Mapping[str, Any] | None = None,
+) -> None:
     """Write a bundle before there is a report: for the user's own metric command."""
-    _write(folder, engine=engine, graph=graph, spec_folder=spec_folder, card={})
+    _write(folder, engine=engine, graph=graph, spec_folder=spec_folder, card={}, planned=planned)
 
 
-def _write(folder: Path, *, engine: "Artifact", graph: "Artifact", spec_folder: Path, card: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    *,
+    engine: "Artifact | None",
+    graph: "Artifact",
+    spec_folder: Path,
+    card: dict[str, Any],
+    planned: Mapping[str, Any] | None = None,
+    target: Mapping[str, Any] | None = None,
+) -> None:
     spec = ViTSpec.model_validate_json((spec_folder / SPEC_FILE).read_text())
     labels_file = spec_folder / "labels.json"
     write_bundle(
         folder,
-        engine=engine.folder,
+        engine=engine.folder if engine else None,
         onnx=graph.folder / "model.onnx",
         spec=spec.model_dump(mode="json"),
         preprocess=spec.preprocess,
         labels=json.loads(labels_file.read_text()) if labels_file.is_file() else None,
         card={
             "vitrim": version("vitrim"),
-            "provenance": {"engine_key": engine.manifest.key, "graph_key": graph.manifest.key},
+            "provenance": {
+                **({"engine_key": engine.manifest.key} if engine else {}),
+                "graph_key": graph.manifest.key,
+            },
             **card,
         },
+        planned=planned,
+        target=target,
     )
 
 

@@ -6,50 +6,30 @@ Three lines lead to engines. The source line ends in the unpruned model; the com
                       └──► export ──► quantize (the same options) ──► compile     unpruned
                       └──► export ──► compile (first runtime, fp32)               baseline
 
-Steps with equal keys are one step: targets and lines share what they have in common.
+Steps with equal keys are one step: targets and lines share what they have in common. For a target that is not at hand
+there is nothing to compare with: its graph is made, and its engine where that can be built ahead of time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.keys import step_key
+from pipeline.planner import PlannedStep, Planner, graph_precision
 from pipeline.search.limits import needs_a_limit
 from stages.artifact import Format
 from stages.catalog import get_stage
 from stages.stage import Role
 from targets.errors import InputError
-from targets.profile import Budget, TargetProfile
-from targets.record import Record
+from targets.profile import Budget, RuntimeChoice, TargetProfile
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from stages.data.images import ImageSet
 
-SOURCE_STAGES = ("source", "finetune")
-"""stages before the model that everything is compared with"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedStep:
-    """One step: a stage with checked options and a key."""
-
-    stage: str
-    title: str
-    options: Record
-    key: str
-    previous: "PlannedStep | None"
-    roles: tuple[Role, ...] = ()
-    profile: TargetProfile | None = None
-    """only for a target-bound stage"""
-    device: str | None = None
-    """fingerprint of the device, likewise"""
-    searched: bool = False
-    """it depends on what a search decides, so that it is not yet what will run"""
-
-    def line(self) -> "tuple[PlannedStep, ...]":
-        """All steps from the first to this one."""
-        return (*(self.previous.line() if self.previous else ()), self)
+CHECKS = 3
+"""steps of the display after the planned ones: stages compared, candidates compared, engine validated"""
+ENGINES = 3
+"""that are compiled for each further batch size: baseline, unpruned, engine"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +50,14 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetPlan:
-    """What is built and measured for one target."""
+    """What is built and measured for one target that is at hand."""
 
     profile: TargetProfile
     budget: Budget
     facts: Mapping[str, Any]
     """of the device that builds and measures"""
+    graph: PlannedStep
+    """end of the compressed line: what engines are compiled from"""
     candidates: tuple[Candidate, ...]
     baselines: Mapping[int, PlannedStep]
     """fp32 engine of the source on the profile's first runtime, by batch size"""
@@ -84,15 +66,60 @@ class TargetPlan:
     passed_over: tuple[tuple[str, str], ...]
     """runtimes of the profile that cannot be used here, with the reason"""
 
+    @property
+    def checks(self) -> int:
+        """Steps of the display that are not planned ones."""
+        return CHECKS + ENGINES * len(self.other_batches)
+
     def steps(self) -> Iterator[PlannedStep]:
         """Every step that a build of this target certainly needs, in order, each once."""
-        seen: set[str] = set()
         ends = [end for one in self.candidates for end in (one.engine, one.unpruned)]
-        for end in [*ends, self.baselines[self.profile.batch]]:
-            for step in end.line():
-                if step.key not in seen:
-                    seen.add(step.key)
-                    yield step
+        return each_once([*ends, self.baselines[self.profile.batch]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Runtime and precision of a target that is not at hand: its graph, and its engine where it can be built here."""
+
+    runtime: str
+    precision: str
+    batch: int
+    graph: PlannedStep
+    engine: PlannedStep | None
+    left: str
+    """what the board itself has to do before it can answer"""
+
+    @property
+    def name(self) -> str:
+        """`tensorrt_rtx int8`."""
+        return f"{self.runtime} {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AwayPlan:
+    """What is made for one target that is not at hand: nothing is measured on it."""
+
+    profile: TargetProfile
+    budget: Budget
+    facts: Mapping[str, Any]
+    """of the machine that builds"""
+    away: str
+    """why this machine is not the target"""
+    graph: PlannedStep
+    candidates: tuple[Prepared, ...]
+    """in order of preference: what can be built here, then as the profile has them"""
+    source_graph: PlannedStep
+    """fp32 graph of the source, which answers are compared with"""
+    passed_over: tuple[tuple[str, str], ...]
+
+    @property
+    def checks(self) -> int:
+        """Steps of the display that are not planned ones."""
+        return CHECKS
+
+    def steps(self) -> Iterator[PlannedStep]:
+        """Every step that a build of this target needs, in order, each once."""
+        return each_once([*(one.engine or one.graph for one in self.candidates), self.source_graph])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,88 +132,17 @@ class Plan:
     """last step of the source line: the unpruned model"""
     compressed: tuple[PlannedStep, ...]
     """steps after the source, up to the graph that is compiled"""
-    targets: tuple[TargetPlan, ...]
+    targets: tuple[TargetPlan | AwayPlan, ...]
 
 
-class Planner:
-    """Turns a recipe and opened images into planned steps."""
-
-    def __init__(self, recipe: "Recipe", images: Mapping[Role, "ImageSet"]) -> None:
-        self.recipe = recipe
-        self.images = images
-        self.fingerprints = {role: one.fingerprint for role, one in images.items()}
-
-    def step(
-        self,
-        name: str,
-        options: Record,
-        *,
-        after: PlannedStep | None,
-        title: str | None = None,
-        profile: TargetProfile | None = None,
-        device: str | None = None,
-    ) -> PlannedStep:
-        """Plan one stage after another step; refuses when it needs images that the recipe does not name."""
-        stage = get_stage(name)
-        roles = stage.roles(options)
-        for role in roles:
-            if role not in self.images:
-                raise InputError(
-                    f"{name} reads images for {role.value!r}, but the recipe has no data.{role.value}; add it"
-                )
-        key = step_key(
-            stage,
-            options,
-            input_key=after.key if after else None,
-            images=self.fingerprints,
-            seed=self.recipe.seed,
-            device=device,
-        )
-        return PlannedStep(
-            stage=name,
-            title=title or name,
-            options=options,
-            key=key,
-            previous=after,
-            roles=roles,
-            profile=profile if stage.target_bound else None,
-            device=device if stage.target_bound else None,
-            searched=(after is not None and after.searched) or is_auto(name, options),
-        )
-
-    def again(self, step: PlannedStep, *, after: PlannedStep, title: str) -> PlannedStep:
-        """Plan the same step of another model."""
-        return self.step(step.stage, step.options, after=after, title=title, profile=step.profile, device=step.device)
-
-    def source(self) -> PlannedStep:
-        """The source line: the model as the user gave it, fine-tuned if the recipe says so."""
-        last = self.step("source", self.recipe.model, after=None)
-        for step in self.recipe.steps:
-            if step.stage in SOURCE_STAGES:
-                last = self.step(step.stage, step.options, after=last, title=step.title)
-        return last
-
-    def continue_with(self, start: PlannedStep, *, only: Format | None = None) -> PlannedStep:
-        """Apply the recipe's steps to a model; `only` keeps those that consume this format, and the export."""
-        last = start
-        for step in self.recipe.steps:
-            stage = get_stage(step.stage)
-            if step.stage in SOURCE_STAGES:
-                continue
-            if only and stage.consumes != only and step.stage != "export":
-                continue
-            last = self.step(step.stage, step.options, after=last, title=step.title)
-        return last
-
-    def export_of(self, start: PlannedStep) -> PlannedStep:
-        """The fp32 graph of a model, with the recipe's export options."""
-        step = next(step for step in self.recipe.steps if step.stage == "export")
-        return self.step("export", step.options, after=start)
-
-
-def is_auto(stage: str, options: Record) -> bool:
-    """Whether a step leaves its shapes to a search."""
-    return stage == "prune" and getattr(options, "blocks", None) == "auto"
+def each_once(ends: Iterable[PlannedStep]) -> Iterator[PlannedStep]:
+    """Yield the steps of several lines in order, each once."""
+    seen: set[str] = set()
+    for end in ends:
+        for step in end.line():
+            if step.key not in seen:
+                seen.add(step.key)
+                yield step
 
 
 def make_plan(recipe: "Recipe", images: Mapping[Role, "ImageSet"], profiles: list[TargetProfile]) -> Plan:
@@ -196,46 +152,46 @@ def make_plan(recipe: "Recipe", images: Mapping[Role, "ImageSet"], profiles: lis
     """
     planner = Planner(recipe, images)
     source = planner.source()
-    graph = planner.continue_with(source)
-    unpruned_graph = planner.continue_with(source, only=Format.ONNX)
-    compressed = graph.line()[len(source.line()) :]
-    targets = tuple(_plan_target(planner, profile, source, graph, unpruned_graph) for profile in profiles)
+    compressed = planner.continue_with(source).line()[len(source.line()) :]
+    targets = tuple(_plan_target(planner, profile, source) for profile in profiles)
     return Plan(recipe=recipe, images=images, source=source, compressed=compressed, targets=targets)
 
 
-def graph_precision(graph: PlannedStep) -> str:
-    """What precision the graph that is compiled holds: that of the last quantize step, else fp32."""
-    quantize = [step for step in graph.line() if step.stage == "quantize"]
-    return str(getattr(quantize[-1].options, "precision", "int8")) if quantize else "fp32"
+def _plan_target(planner: Planner, profile: TargetProfile, source: PlannedStep) -> TargetPlan | AwayPlan:
+    from targets.athand import away
+    from targets.facts import probe
+    from targets.profile import refuse_image_size, refuse_unsupported
+
+    refuse_unsupported(profile)
+    refuse_image_size(profile, planner.recipe.model.size)
+    for name in planner.recipe.runtimes or ():
+        if name not in {choice.name for choice in profile.runtimes}:
+            known = ", ".join(choice.name for choice in profile.runtimes)
+            raise InputError(f"target {profile.name!r} has no runtime {name!r}; it has {known}")
+    facts = probe()
+    reason = away(profile, facts)
+    if reason is None:
+        return _plan_here(planner, profile, source, facts)
+    return _plan_away(planner, profile, source, facts, reason)
 
 
-def _plan_target(
-    planner: Planner,
-    profile: TargetProfile,
-    source: PlannedStep,
-    graph: PlannedStep,
-    unpruned_graph: PlannedStep,
-) -> TargetPlan:
-    from targets.facts import fingerprint, probe
+def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, facts: Mapping[str, Any]) -> TargetPlan:
+    from targets.facts import fingerprint
     from targets.profile import usable_runtimes
 
-    facts = probe()
-    device = fingerprint(facts)
+    device = fingerprint(dict(facts))
     recipe = planner.recipe
-    wanted = recipe.runtimes
     usable, passed_over = [], []
     for choice, reason in usable_runtimes(profile):
-        if wanted is not None and choice.name not in wanted:
-            passed_over.append((choice.name, "not among the recipe's runtimes"))
+        if not _wanted(recipe, choice):
+            passed_over.append((choice.name, NOT_WANTED))
         elif reason is not None:
             passed_over.append((choice.name, reason))
         else:
             usable.append(choice)
-    if wanted is not None:
-        for name in wanted:
-            if name not in {choice.name for choice in profile.runtimes}:
-                known = ", ".join(choice.name for choice in profile.runtimes)
-                raise InputError(f"target {profile.name!r} has no runtime {name!r}; it has {known}")
+    symmetric = _needs_symmetric(usable)
+    graph = planner.continue_with(source, symmetric=symmetric)
+    unpruned_graph = planner.continue_with(source, only=Format.ONNX, symmetric=symmetric)
     precision = graph_precision(graph)
     fit = [choice for choice in usable if precision in choice.precisions]
     if not fit:
@@ -274,11 +230,89 @@ def _plan_target(
         profile=profile,
         budget=budget,
         facts=facts,
+        graph=graph,
         candidates=candidates(profile.batch),
         baselines={batch: compile_step(exported, first.name, "fp32", batch, "baseline") for batch in batches},
         other_batches={batch: candidates(batch) for batch in batches if batch != profile.batch},
         passed_over=tuple(passed_over),
     )
+
+
+NOT_WANTED = "not among the recipe's runtimes"
+
+
+def _plan_away(
+    planner: Planner, profile: TargetProfile, source: PlannedStep, facts: Mapping[str, Any], away: str
+) -> AwayPlan:
+    """Plan all legal candidates; what can be built without the board comes first."""
+    from targets.athand import left_to_do
+    recipe = planner.recipe
+    choices, passed_over = [], []
+    for choice in profile.runtimes:
+        if _wanted(recipe, choice):
+            choices.append(choice)
+        else:
+            passed_over.append((choice.name, NOT_WANTED))
+    graph = planner.continue_with(source, symmetric=_needs_symmetric(choices))
+    precision = graph_precision(graph)
+    if graph.searched:
+        raise InputError(
+            f"target {profile.name!r} is not at hand ({away}), and prune with blocks: auto chooses shapes by "
+            "measurement; write the shapes into the recipe, e.g. those of the report of a target at hand"
+        )
+    candidates = []
+    for choice in choices:
+        if precision not in choice.precisions:
+            passed_over.append(
+                (choice.name, f"it does not run {precision} there; it runs {', '.join(choice.precisions)}")
+            )
+            continue
+        built, left = left_to_do(profile, choice)
+        candidates.append(
+            Prepared(
+                runtime=choice.name,
+                precision=precision,
+                batch=profile.batch,
+                graph=graph,
+                engine=_ahead(planner, profile, choice.name, precision, graph) if built else None,
+                left=left,
+            )
+        )
+    if not candidates:
+        why = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+        raise InputError(f"nothing can be made for target {profile.name!r}: {why}")
+    return AwayPlan(
+        profile=profile,
+        budget=recipe.budget_for(profile),
+        facts=facts,
+        away=away,
+        graph=graph,
+        candidates=tuple(sorted(candidates, key=lambda one: one.engine is None)),
+        source_graph=planner.export_of(source),
+        passed_over=tuple(passed_over),
+    )
+
+
+def _ahead(planner: Planner, profile: TargetProfile, runtime: str, precision: str, graph: PlannedStep) -> PlannedStep:
+    """The step that builds an engine for a GPU that is elsewhere."""
+    assert profile.board.gpu is not None  # else nothing is built ahead of time
+    capability = profile.board.gpu.compute_capability.value
+    options = get_stage("compile").options(
+        runtime=runtime, precision=precision, batch=profile.batch, compute_capability=capability
+    )
+    title = f"compile engine: {runtime} {precision}, batch {profile.batch}, for {profile.name}"
+    return planner.step("compile", options, after=graph, title=title, profile=profile)
+
+
+def _wanted(recipe: "Recipe", choice: RuntimeChoice) -> bool:
+    return recipe.runtimes is None or choice.name in recipe.runtimes
+
+
+def _needs_symmetric(choices: Iterable[RuntimeChoice]) -> bool:
+    """Whether a runtime takes quantized graphs with zero points at 0 only, as the TensorRTs do."""
+    from targets.runtimes.nvidia.capability import LEGAL
+
+    return any(choice.name in LEGAL for choice in choices)
 
 
 def _precisions(graph: str, legal: tuple[str, ...], facts: Mapping[str, Any]) -> tuple[str, ...]:

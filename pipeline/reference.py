@@ -21,7 +21,9 @@ class Reference:
 
     images: "ImageSet"
     baseline: Path
-    """its engine's folder"""
+    """its engine's folder, or its fp32 graph"""
+    key: str
+    """of the step that made it"""
     spec: ViTSpec
     """of the source"""
     folder: Path

@@ -70,6 +70,11 @@ def revalidate(
         raise StageError(f"the bundle {str(bundle)!r} is damaged: {'; '.join(problems[:3])}; build it again")
     preprocess = Preprocess.model_validate_json((bundle / "preprocessing.json").read_text())
     manifest = json.loads(manifest_file.read_text())
+    if manifest["engine_sha256"] is None:
+        raise InputError(
+            f"the bundle {str(bundle)!r} has no engine to measure: its board builds it "
+            f"({'sh build.sh ENGINE_FOLDER' if (bundle / 'build.sh').is_file() else 'it loads model.onnx itself'})"
+        )
     told: dict[str, Any] = {
         "bundle": str(bundle),
         "files": "complete",

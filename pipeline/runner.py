@@ -9,7 +9,7 @@ from pipeline.events import Event, Watcher, ignore
 from pipeline.follow import send
 from pipeline.isolated import run_isolated
 from pipeline.keys import tool_versions
-from pipeline.plan import SOURCE_STAGES, PlannedStep
+from pipeline.planner import SOURCE_STAGES, PlannedStep
 from pipeline.store import Holder, Store
 from stages.artifact import Artifact
 from stages.catalog import get_stage

@@ -21,10 +21,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     from stages.vit.spec import ViTSpec
     from targets.measure.measurement import Comparison
     from targets.measure.open_loop import OpenLoop
-    from targets.profile import TargetProfile
 
     records: dict[str, type[BaseModel]] = {
-        "target": TargetProfile,
         "vit": ViTSpec,
         "artifact": Manifest,
         "comparison": Comparison,
@@ -32,7 +30,29 @@ def schemas() -> dict[str, dict[str, Any]]:
         "validation": Validation,
         "report": Report,
     }
-    return {"recipe": recipe_schema(), **{name: record.model_json_schema() for name, record in records.items()}}
+    return {
+        "recipe": recipe_schema(),
+        "target": target_schema(),
+        **{name: record.model_json_schema() for name, record in records.items()},
+    }
+
+
+def target_schema() -> dict[str, Any]:
+    """Schema of a target's file: what must be there need not be where another profile is extended."""
+    from targets.inherit import OWN
+    from targets.profile import TargetProfile
+
+    schema = TargetProfile.model_json_schema()
+    everything = {"required": schema.pop("required"), "properties": {}}
+    for key in ("board", "gpu"):
+        parts = schema["$defs"][key.capitalize()]
+        needed = {"required": parts.pop("required")}
+        if key == "board":
+            everything["properties"]["board"] = needed
+        else:
+            everything["properties"]["board"]["properties"] = {"gpu": needed}
+    extends = {"required": ["extends"], "properties": {"extends": {"type": "string"}}}
+    return {**schema, "if": extends, "then": {"required": list(OWN)}, "else": everything}
 
 
 def text_of(schema: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plan import Plan, PlannedStep
+from pipeline.plan import Plan
+from pipeline.planner import PlannedStep
 from pipeline.store import Store
 from stages.artifact import Format
 from stages.catalog import get_stage

@@ -55,9 +55,9 @@ measure:
 
 def write_starter(path: Path, *, model: str, images: Path, target: str, force: bool) -> None:
     """Write a recipe to start from; refuses to overwrite unless forced, and names that vitrim does not know."""
-    from targets.profile import load_profile
+    from targets.profile import load_profile, refuse_unsupported
 
-    load_profile(target)
+    refuse_unsupported(load_profile(target))
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists; choose another name, or overwrite it with --force")
     if not path.parent.is_dir():

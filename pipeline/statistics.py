@@ -137,7 +137,7 @@ def compare_totals(metric: str, baseline: float, engine: float, *, images: int) 
 
 
 def _accuracy_of_right(
-    metric: str, baseline_right: "Booleans", engine_right: "Booleans", budget_points: float | None, **more: float | None
+    metric: str, baseline_right: "Booleans", engine_right: "Booleans", budget_points: float | None, **more: Any
 ) -> Accuracy:
     lost, gained, images = count_changes(baseline_right, engine_right)
     needed = None if budget_points is None else images_to_decide(budget_points, lost=lost, gained=gained, images=images)

@@ -3,6 +3,8 @@
 Three engines are compared: the baseline (unpruned source, fp32, the profile's first runtime), the unpruned source in
 the engine's own runtime and precision, and the engine. A validation is kept, and taken over by `build` when the same
 engines meet the same images in the same conditions; `validate` always measures anew.
+
+Of a target that is not at hand only the graph can be looked at: by ONNX Runtime on this processor, as a proxy.
 """
 
 import shlex
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from targets.profile import Budget
 
 PARITY_IMAGES = 16
-PARITY_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "int8": 0.9}
+PARITY_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "int8": 0.9, "fp8": 0.9}
 """least cosine between the engine's and torch's outputs; quantization moves logits, a broken graph destroys them"""
 
 
@@ -42,15 +44,17 @@ class Validation(Record):
     per_image: dict[str, tuple[int, ...]] = {}
     """top-1 answer of `baseline` and `engine`, and `label`, in the order of the images"""
     latencies: dict[str, Comparison]
-    """by batch size: raw samples of the three engines, interleaved"""
+    """by batch size: raw samples of the three engines, interleaved; empty for a target that is not at hand"""
     parity: Parity
     operators: dict[str, tuple[OperatorTime, ...]]
     seconds: float
+    proxy: str = ""
+    """what answered in the engine's place; empty where the engine itself did"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """Folders of the three engines, by batch size."""
+    """Folders of the three engines, by batch size; graphs, where the target is not at hand."""
 
     baseline: Mapping[int, Path]
     unpruned: Mapping[int, Path]
@@ -73,6 +77,8 @@ class Subject:
     measure: "Measure"
     budget: "Budget"
     threads: int | None
+    floors: Mapping[str, Mapping[int, float | None]]
+    """milliseconds that no query of a role can be faster than, by batch size; None: not known"""
     command_bundle: Callable[[str, Path], None]
     """write a bundle of `baseline` or `engine` into a folder, for the user's own metric command"""
 
@@ -111,6 +117,29 @@ def validate(subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, p
     )
 
 
+def validate_graph(
+    subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, pixels: Path, tell: Tell
+) -> Validation:
+    """Look at a graph whose engine cannot run here: parity and accuracy by ONNX Runtime, no latency."""
+    from targets.facts import installed_version
+
+    started = time.monotonic()
+    proxy = f"the same graph in onnxruntime {installed_version('onnxruntime')}, on this machine's processor"
+    tell("parity", None)
+    parity = check_parity(subject, Readings.of(subject, select, pixels).engine, tell=tell)
+    tell("accuracy", None)
+    accuracy, per_image = measure_accuracy(subject, evaluate, pixels, tell=tell)
+    return Validation(
+        accuracy=accuracy and accuracy.replace(proxy=proxy),
+        per_image=per_image,
+        latencies={},
+        parity=parity.replace(proxy=proxy),
+        operators={},
+        seconds=time.monotonic() - started,
+        proxy=proxy,
+    )
+
+
 def check_parity(subject: Subject, pixels: Pixels, *, tell: Tell) -> Parity:
     """Compare the engine's outputs with torch's on the same real images."""
     import numpy as np
@@ -121,7 +150,12 @@ def check_parity(subject: Subject, pixels: Pixels, *, tell: Tell) -> Parity:
     with TemporaryDirectory(prefix="vitrim-parity-") as folder:
         few = Path(folder, "images.npy")
         np.save(few, np.load(pixels.file, mmap_mode="r")[:PARITY_IMAGES])
-        found = engine_answers(subject.engines.engine[subject.batch], Pixels(few, pixels.preprocess), tell=tell)
+        found = engine_answers(
+            subject.engines.engine[subject.batch],
+            Pixels(few, pixels.preprocess),
+            tell=tell,
+            precision=subject.precision,
+        )
     finite = bool(np.isfinite(found).all())
     difference = np.abs(np.where(np.isfinite(found), found, 0) - expected)
     cosine = float(feature_cosine(expected, found).mean()) if finite else 0.0
@@ -152,7 +186,10 @@ def measure_accuracy(
 
     def answers(role: str, folder: Path, images: Pixels) -> "Floats":
         return engine_answers(
-            folder, images, tell=lambda message, share: tell(f"accuracy of the {role}: {message}", share)
+            folder,
+            images,
+            tell=lambda message, share: tell(f"accuracy of the {role}: {message}", share),
+            precision=subject.precision if role == "engine" else "fp32",
         )
 
     baseline = answers("baseline", subject.engines.baseline[subject.batch], read.source)
@@ -194,6 +231,7 @@ def measure_latency(subject: Subject, read: Readings, *, tell: Tell) -> dict[str
                     batch=batch,
                     threads=subject.threads,
                     inputs=own if role == "engine" else None,
+                    floor_ms=subject.floors.get(role, {}).get(batch),
                 )
                 for role, folder in roles.items()
             },

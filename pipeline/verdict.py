@@ -4,12 +4,15 @@ An interval decides, not a value: within when all of it is inside the budget, ov
 undecided. A figure that has no interval by its nature (a size, a percentile that is already a bound) decides by itself.
 """
 
+from typing import Literal
+
 from pipeline.report import figures
 from pipeline.report.record import Accuracy, BudgetCheck, Latency, Parity, Status, Verdict
 from targets.profile import Budget
 
 WORST_FIRST: tuple[Status, ...] = ("failed", "over", "undecided", "not_measured", "within")
 THROTTLED = "the machine throttled"
+NEVER_RAN = "the engine never ran"
 UNITS = {
     "accuracy_drop_points": "points",
     "latency_p50_ms": "ms",
@@ -19,6 +22,8 @@ UNITS = {
     "engine_bytes": "bytes",
     "parameters": "parameters",
     "macs": "multiply-accumulates of one image",
+    "power_w": "W",
+    "energy_mj": "mJ",
 }
 
 
@@ -33,10 +38,12 @@ def judge(
     macs: int | None = None,
     parity: Parity | None,
     baseline_runtime: str = "",
+    never_ran: str = "",
 ) -> Verdict:
     """Hold every key of the budget against its measurement; the worst check is the verdict.
 
     memory_bytes, engine_bytes, parameters and macs are the engine's; baseline_runtime is what the speed-up refers to.
+    never_ran: why the engine did not run, for a target that is not at hand.
     """
     checks = [
         check
@@ -49,16 +56,22 @@ def judge(
             _check("engine_bytes", budget.engine_bytes, engine_bytes),
             _check("parameters", budget.parameters, parameters),
             _check("macs", budget.macs, macs),
+            _metered("power_w", budget.power_w, latency),
+            _metered("energy_mj", budget.energy_mj, latency),
         )
         if check is not None
     ]
+    if never_ran:
+        checks = [check if check.value is not None else check.replace(note=check.note or NEVER_RAN) for check in checks]
     found: list[Status] = [check.status for check in checks] or ["not_measured"]
+    if never_ran:
+        found.append("not_measured")
     if parity is not None and not parity.passed:
         found.append("failed")
     status = min(found, key=WORST_FIRST.index)
     return Verdict(
         status=status,
-        sentence=_sentence(status, checks, accuracy, latency, parity, baseline_runtime),
+        sentence=_sentence(status, checks, accuracy, latency, parity, baseline_runtime, never_ran),
         checks=tuple(checks),
     )
 
@@ -71,6 +84,8 @@ def exit_code(status: Status, *, strict: bool = False) -> int:
 def _accuracy(limit: float | None, accuracy: Accuracy | None) -> BudgetCheck | None:
     if limit is None or accuracy is None:
         return _check("accuracy_drop_points", limit, None, note="no images to evaluate on")
+    if accuracy.proxy:
+        return _check("accuracy_drop_points", limit, None, note=f"by proxy: {_drop(accuracy, None)}")
     if accuracy.drop_ci95 is None:
         # One number for the whole set cannot show that a budget is kept; beyond the budget it is a warning to heed.
         status: Status = "over" if accuracy.drop_points > limit else "undecided"
@@ -106,6 +121,17 @@ def _latency_ratio(limit: float | None, latency: Latency | None) -> BudgetCheck 
     if latency is None:
         return _check("latency_ratio", limit, None)
     return _timed("latency_ratio", limit, latency.ratio, latency, "unpruned", "engine", interval=latency.ratio_ci95)
+
+
+def _metered(name: Literal["power_w", "energy_mj"], limit: float | None, latency: Latency | None) -> BudgetCheck | None:
+    """Power or energy of the widest scope that was measured: a board's counts everything that its GPU's does."""
+    if latency is None or not latency.engine.energy:
+        note = (latency.engine.energy_note if latency else "") or "nothing tells power here"
+        return _check(name, limit, None, note=note)
+    used = latency.engine.energy[0]
+    value = used.mean_power_w if name == "power_w" else 1000 * used.joules_per_image
+    check = _timed(name, limit, value, latency, "engine")
+    return check and check.replace(note="; ".join(filter(None, (f"of {used.covers}", check.note))))
 
 
 def _timed(
@@ -166,15 +192,22 @@ def _sentence(
     latency: Latency | None,
     parity: Parity | None,
     baseline_runtime: str,
+    never_ran: str,
 ) -> str:
     """What decided comes first, then speed and accuracy; the rest is in the table of checks."""
     first = [_clause(check, accuracy) for check in checks if check.status == status != "within"]
+    if never_ran:
+        first = [never_ran] if status == "not_measured" else [*first, never_ran]
     if parity is not None and not parity.passed:
         first = [
-            f"the engine's outputs are not the model's: cosine {figures.number(parity.cosine, 4)}, largest error "
+            f"the {'graph' if parity.proxy else 'engine'}'s outputs are not the model's: "
+            f"cosine {figures.number(parity.cosine, 4)}, largest error "
             f"{parity.max_abs_error:.3g} on {parity.images:,} images, wanted {figures.visible(parity.tolerance)}"
         ]
     told = {check.name for check in checks if check.status == status != "within"} if status != "failed" else set()
+    if accuracy is not None and accuracy.proxy:
+        first.append(f"{_drop(accuracy, None)}, by {accuracy.proxy}")
+        told = {"accuracy_drop_points"}
     if latency is not None:
         first.append(_speed(latency, baseline_runtime))
     if accuracy is not None and "accuracy_drop_points" not in told:

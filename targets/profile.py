@@ -1,19 +1,25 @@
 """TargetProfile: one YAML file per target, facts and choices, strictly validated."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from targets.board import Board as Board
+from targets.board import Power, Precision, Software, Versions
 from targets.errors import InputError, UnknownNameError
 from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
-from targets.problems import load_record
+from targets.inherit import read_target
+from targets.problems import check
 from targets.record import Record
+from targets.runtimes.catalog import CATALOG
+from targets.runtimes.nvidia.capability import LEGAL, pair_obstacle
+from targets.runtimes.nvidia.options import TENSORRT
+from targets.strict_yaml import Document
 
 PROFILES = Path(__file__).parent / "profiles"
-
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 _NATIVE: dict[str, tuple[str, ...]] = {
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
@@ -33,35 +39,18 @@ class Budget(Record):
     engine_bytes: int | None = Field(default=None, gt=0)
     parameters: int | None = Field(default=None, gt=0, description="of the whole model")
     macs: int | None = Field(default=None, gt=0, description="multiply-accumulates of one image")
-
-
-class Board(Record):
-    """Facts of the hardware."""
-
-    kind: Literal["cpu", "gpu", "jetson"]
-    description: str
-    architecture: Literal["any", "x86_64", "aarch64"] = "any"
-    instruction_sets: tuple[str, ...] = ()
-    """what it must have, e.g. avx512_vnni; probed before building"""
+    power_w: float | None = Field(default=None, gt=0, description="mean power while it works, where something tells it")
+    energy_mj: float | None = Field(
+        default=None, gt=0, description="millijoules for one image, where something tells it"
+    )
 
 
 class RuntimeChoice(Record):
     """One runtime of a target, with what it may run."""
 
     name: str
-    versions: str = Field(default=">=0", description="PEP 440 range of the runtime's package")
-    precisions: tuple[Precision, ...] = ("fp32",)
-
-    @field_validator("versions")
-    @classmethod
-    def _is_a_range(cls, text: str) -> str:
-        from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-        try:
-            SpecifierSet(text)
-        except InvalidSpecifier as error:
-            raise ValueError("is no range of versions; write it like >=1.23,<2") from error
-        return text
+    versions: Versions = Field(default=">=0", description="PEP 440 range of the runtime's package")
+    precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
 
 
 class ShapeRules(Record):
@@ -69,6 +58,7 @@ class ShapeRules(Record):
 
     mlp_multiple: int = Field(default=16, gt=0)
     head_multiple: int = Field(default=8, gt=0, description="d_qk and d_v")
+    head_least: int = Field(default=1, gt=0, description="the narrowest d_qk and d_v that a fused kernel takes")
     head_widths: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="only these, where a fused kernel exists for no others"
     )
@@ -83,8 +73,15 @@ class ShapeRules(Record):
         if not most:
             return ()
         if self.head_widths is not None:
-            return (*(width for width in sorted(set(self.head_widths)) if width < most), most)
-        return (*range(self.head_multiple, most, self.head_multiple), most)
+            return (*(width for width in sorted(set(self.head_widths)) if self.head_least <= width < most), most)
+        multiples = range(self.head_multiple, most, self.head_multiple)
+        return (*(width for width in multiples if width >= self.head_least), most)
+
+
+class Input(Record):
+    """What one query of the target holds."""
+
+    image_size: int | None = Field(default=None, gt=0, description="height and width in pixels; null: the model's own")
 
 
 class TargetProfile(Record):
@@ -93,13 +90,21 @@ class TargetProfile(Record):
     format: Literal["vitrim.target/1"] = "vitrim.target/1"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     summary: str
+    extends: str | None = Field(
+        default=None, description="name or file of a profile whose values hold where this one has none; one level"
+    )
+    status: Literal["supported", "unsupported"] = "supported"
+    reason: str | None = Field(default=None, description="why the target is unsupported, and what to do")
     board: Board
+    software: Software = Software()
+    power: Power = Power()
     runtimes: tuple[RuntimeChoice, ...] = Field(min_length=1)
     """in order of preference; the first in fp32 is the baseline's"""
     onnx_opset_max: int = Field(default=20, ge=17)
     batch: int = Field(default=1, gt=0)
+    input: Input = Input()
     threads: int | None = Field(default=None, gt=0, description="null: all cores that this process may use")
-    reached: Literal["local"] = "local"
+    reached: Literal["local", "ssh", "none yet"] = "local"
     verified: Literal["on hardware", "engine built", "not yet"]
     budget: Budget = Budget()
     shapes: ShapeRules = ShapeRules()
@@ -115,36 +120,77 @@ def names_file(target: str) -> bool:
     return target.endswith((".yaml", ".yml")) or os.sep in target
 
 
+def profile_path(name_or_path: str | Path, folder: Path = Path()) -> Path:
+    """File of a target; a relative path starts at the folder. Raises UnknownNameError for a name that is not known."""
+    text = str(name_or_path)
+    if names_file(text):
+        return folder / os.path.expanduser(text)  # unlike Path's own, leaves an unknown ~user as it is
+    if text not in list_profiles():
+        raise UnknownNameError("target", text, list_profiles(), hint="or give the path of your own YAML file")
+    return PROFILES / f"{text}.yaml"
+
+
+def base_of(name_or_path: str | Path) -> str | None:
+    """What a target extends; None where it stands for itself."""
+    _, origin = read_target(profile_path(name_or_path), profile_path)
+    return None if origin is None else origin.stem if origin.parent == PROFILES else str(origin)
+
+
 def load_profile(name_or_path: str | Path) -> TargetProfile:
-    """Read a target by its name, or the user's own YAML file by its path.
+    """Read a target by its name, or the user's own YAML file by its path; what it extends is merged in.
 
     Raises UnknownNameError for a name that is not known, RecipeError with every problem of a file at once.
     """
-    text = str(name_or_path)
-    path = Path(os.path.expanduser(text))  # unlike Path's own, leaves an unknown ~user as it is
-    if not names_file(text):
-        path = PROFILES / f"{text}.yaml"
-        if text not in list_profiles():
-            raise UnknownNameError("target", text, list_profiles(), hint="or give the path of your own YAML file")
-    profile = load_record(TargetProfile, path, what="target")
+    path = profile_path(name_or_path)
+    document, origin = read_target(path, profile_path)
+    if origin is not None:
+        load_profile(origin)  # its own mistakes are told as its own
+    profile = check(TargetProfile, document.data, document)
+    if profile is not None:
+        _tell_contradictions(profile, document)
+    document.refuse_problems()
+    assert profile is not None  # else a problem was told
     if profile.name != path.stem:
         raise InputError(f"target {str(path)!r} is called {profile.name!r} inside; file and name must be the same")
     return profile
 
 
-def usable_runtimes(profile: TargetProfile) -> list[tuple[RuntimeChoice, str | None]]:
+def refuse_image_size(profile: TargetProfile, size: tuple[int, int] | None) -> None:
+    """Raise InputError where a model's images (height, width) are not those of the target; None: not known yet."""
+    wanted = profile.input.image_size
+    if wanted is not None and size is not None and size != (wanted, wanted):
+        raise InputError(
+            f"target {profile.name!r} takes images of {wanted} x {wanted} pixels, the model those of {size[0]} x "
+            f"{size[1]}; set model.image_size: {wanted}, or change input.image_size of the target"
+        )
+
+
+def refuse_unsupported(profile: TargetProfile) -> None:
+    """Raise InputError for a target that cannot be served at all, with its reason."""
+    if profile.status == "unsupported":
+        raise InputError(f"target {profile.name!r} is not supported: {profile.reason}")
+
+
+def usable_runtimes(
+    profile: TargetProfile, *, facts: dict[str, Any] | None = None, installed: Callable[[str], str | None] | None = None
+) -> list[tuple[RuntimeChoice, str | None]]:
     """What of a profile can be used here, and why the rest cannot: (choice, None or the reason).
 
     A runtime comes twice where only some of its precisions can be used: once with these, once with the others.
+    facts and installed version by runtime: this machine's, unless others are given.
     """
-    facts = probe()
+    facts = probe() if facts is None else facts
     found: list[tuple[RuntimeChoice, str | None]] = []
     for choice in profile.runtimes:
-        reason = _board_obstacle(profile.board, facts) or _version_obstacle(choice)
+        reason = (
+            board_obstacle(profile, facts)
+            or _gpu_obstacle(profile, choice.name, facts)
+            or version_obstacle(choice, installed or installed_version)
+        )
         if reason is not None:
             found.append((choice, reason))
             continue
-        lacking = {one: why for one in choice.precisions if (why := _precision_obstacle(one, facts)) is not None}
+        lacking = {one: why for one in choice.precisions if (why := _precision_obstacle(choice.name, one, facts))}
         fit = tuple(one for one in choice.precisions if one not in lacking)
         if fit:
             found.append((choice.replace(precisions=fit), None))
@@ -152,28 +198,67 @@ def usable_runtimes(profile: TargetProfile) -> list[tuple[RuntimeChoice, str | N
     return found
 
 
-def _board_obstacle(board: Board, facts: dict[str, Any]) -> str | None:
+def board_obstacle(profile: TargetProfile, facts: dict[str, Any]) -> str | None:
+    """Why this machine is not such a board, as far as engines are concerned; None where it is."""
+    board = profile.board
     if board.architecture not in ("any", facts["architecture"]):
         return f"the target is {board.architecture}, this machine is {facts['architecture']}"
     lacking = [one for one in board.instruction_sets if one not in facts["instruction_sets"]]
     return f"this processor lacks {', '.join(lacking)}" if lacking else None
 
 
-def _version_obstacle(choice: RuntimeChoice) -> str | None:
+def _gpu_obstacle(profile: TargetProfile, runtime: str, facts: dict[str, Any]) -> str | None:
+    """Why none of this machine's GPUs will do; TensorRT-RTX builds without any. A Jetson's nvidia-smi tells nothing."""
+    gpu, there = profile.board.gpu, facts["gpus"]
+    if gpu is None or profile.board.kind != "gpu" or runtime != TENSORRT:
+        return None
+    wanted = gpu.compute_capability.value
+    if not there:
+        return f"needs a GPU of compute capability {wanted}, this machine shows none"
+    if any(one["compute_capability"] == wanted for one in there):
+        return None
+    shown = ", ".join(f"{one['name']} ({one['compute_capability']})" for one in there)
+    return f"needs a GPU of compute capability {wanted}, this machine has {shown}"
+
+
+def version_obstacle(choice: RuntimeChoice, installed: Callable[[str], str | None]) -> str | None:
+    """Why the runtime's package will not do: absent, or not of the versions that the target needs; None: it will."""
     from packaging.specifiers import SpecifierSet
 
-    if choice.name not in RUNTIME_DISTRIBUTIONS:
-        return str(UnknownNameError("runtime", choice.name, RUNTIME_DISTRIBUTIONS))
-    installed = installed_version(choice.name)
-    if installed is None:
-        return f"not installed; pip install '{choice.name}{choice.versions}'"
-    if not SpecifierSet(choice.versions).contains(installed, prereleases=True):
-        return f"version {installed} is installed, the target needs {choice.versions}"
+    found = installed(choice.name)
+    if found is None:
+        package = RUNTIME_DISTRIBUTIONS[choice.name][0]
+        return f"not installed; pip install '{package}{choice.versions}'"
+    if not SpecifierSet(choice.versions).contains(found, prereleases=True):
+        return f"version {found} is installed, the target needs {choice.versions}"
     return None
 
 
-def _precision_obstacle(precision: Precision, facts: dict[str, Any]) -> str | None:
-    needed = _NATIVE.get(precision, ())
+def _precision_obstacle(runtime: str, precision: Precision, facts: dict[str, Any]) -> str | None:
+    needed = () if runtime in LEGAL else _NATIVE.get(precision, ())
     if not needed or set(needed) & set(facts["instruction_sets"]):
         return None
     return f"{precision} needs {' or '.join(needed)}, this processor has none of them"
+
+
+def _tell_contradictions(profile: TargetProfile, document: Document) -> None:
+    """Tell what no board can be, and what its runtimes cannot run on it."""
+    gpu = profile.board.gpu
+    if profile.board.kind != "cpu" and gpu is None:
+        document.tell(("board", "gpu"), f"is missing; a board of kind {profile.board.kind!r} has one")
+    if profile.status == "unsupported" and not profile.reason:
+        document.tell(("reason",), "is missing; a target that is unsupported says why, and what to do")
+    if profile.status == "supported" and profile.reason:
+        document.tell(("reason",), "stands for unsupported targets only; take it away, or set status: unsupported")
+    for index, choice in enumerate(profile.runtimes):
+        if choice.name not in CATALOG:
+            document.tell(("runtimes", index, "name"), str(UnknownNameError("runtime", choice.name, CATALOG)))
+        if choice.name not in LEGAL or profile.status == "unsupported":
+            continue
+        if gpu is None:
+            document.tell(("runtimes", index, "name"), f"{choice.name} needs a GPU, and board.gpu is missing")
+            continue
+        for position, precision in enumerate(choice.precisions):
+            reason = pair_obstacle(choice.name, gpu.compute_capability.value, precision)
+            if reason is not None:
+                document.tell(("runtimes", index, "precisions", position), reason)

@@ -234,6 +234,7 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
     from rich.table import Table
 
     from pipeline.build import plan_recipe
+    from pipeline.plan import AwayPlan
     from pipeline.shapes import shapes_of
 
     shelf = open_store(store)
@@ -273,6 +274,8 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
             state = "depends on search" if step.searched else "finished" if shelf.has(step.key) else "to run"
             table.add_row(step.title, "" if step.searched else step.key[:12], state)
         console.print(table)
+        if isinstance(target, AwayPlan):
+            console.print(f"not at hand: {target.away}; nothing is measured", style="yellow", markup=False)
         for role, images in made.images.items():
             console.print(f"images  {role.value:<9} {len(images):>6}", highlight=False)
         for name, reason in target.passed_over:

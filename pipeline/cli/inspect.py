@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: targets, stages, doctor, report."""
+"""Commands that look and change nothing: stages, doctor, report."""
 
 import json
 from pathlib import Path
@@ -7,48 +7,6 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import JsonOption, StoreOption
-
-targets = typer.Typer(
-    help="List targets, show what is in force, probe this machine.", no_args_is_help=True, rich_markup_mode=None
-)
-
-
-@targets.command("list")
-def list_targets(as_json: JsonOption = False) -> None:
-    """List the targets that ship with vitrim."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from targets.profile import list_profiles, load_profile
-
-    profiles = [load_profile(name) for name in list_profiles()]
-    if as_json:
-        typer.echo(json.dumps([profile.model_dump(mode="json") for profile in profiles], indent=2))
-        return
-    table = Table("target", "runtimes", "verified", "what it is", box=None, pad_edge=False)
-    for profile in profiles:
-        table.add_row(profile.name, ", ".join(one.name for one in profile.runtimes), profile.verified, profile.summary)
-    Console().print(table)
-
-
-@targets.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A target's name or the path of your own YAML file.", metavar="TARGET")],
-) -> None:
-    """Print what is in force for a target, defaults written out (YAML)."""
-    import yaml
-
-    from targets.profile import load_profile
-
-    typer.echo(yaml.safe_dump(load_profile(name).model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
-
-
-@targets.command()
-def probe() -> None:
-    """Print what this machine is (JSON): processor, instruction sets, memory, runtimes."""
-    from targets.facts import probe as look
-
-    typer.echo(json.dumps(look(), indent=2, sort_keys=True))
 
 
 def stages(
@@ -100,11 +58,12 @@ def doctor(
 ) -> None:
     """Say what this machine lacks, with the remedy.
 
-    Exit 1 when something that is needed is missing.
+    Exit 1 when something needs fixing before the target can be built or measured.
     """
     from dataclasses import asdict
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from pipeline.doctor import examine
@@ -115,11 +74,11 @@ def doctor(
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         table = Table("", "what", "found", "remedy", box=None, pad_edge=False)
-        marks = {"ok": "[green]ok[/green]", "warning": "[yellow]warn[/yellow]", "missing": "[red]lacks[/red]"}
+        marks = {"ok": "[green]ok[/green]", "warning": "[yellow]warn[/yellow]", "fix": "[red]fix[/red]"}
         for finding in findings:
-            table.add_row(marks[finding.state], finding.what, finding.found, finding.remedy)
+            table.add_row(marks[finding.state], escape(finding.what), escape(finding.found), escape(finding.remedy))
         Console().print(table)
-    if any(finding.state == "missing" for finding in findings):
+    if any(finding.state == "fix" for finding in findings):
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ from pipeline.recipe.schema import recipe_schema
 from pipeline.recipe.steps import read_steps
 from targets.errors import InputError, RecipeError, suggest
 from targets.problems import check
-from targets.profile import load_profile
+from targets.profile import load_profile, refuse_unsupported
 from targets.strict_yaml import Document, Place, read_document, read_file, spell
 
 
@@ -58,7 +58,9 @@ def _check_targets(document: Document) -> None:
         if not isinstance(target, str):
             continue  # told already
         try:
-            name = load_profile(target).name
+            profile = load_profile(target)
+            refuse_unsupported(profile)
+            name = profile.name
         except RecipeError as error:
             for problem in error.problems:
                 document.tell(place, f"{error.origin}: {problem}")

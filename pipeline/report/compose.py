@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from pipeline.floors import floor_on
+from pipeline.plan import AwayPlan
+from pipeline.report.proof import never_ran, proof_away, proof_here
 from pipeline.report.record import (
     BlockRow,
     ByRole,
@@ -12,6 +15,7 @@ from pipeline.report.record import (
     Change,
     Latency,
     LatencyFigures,
+    Proof,
     Report,
     Size,
     StageRow,
@@ -23,7 +27,7 @@ from targets.errors import StageError
 
 if TYPE_CHECKING:
     from pipeline.choose import Choice
-    from pipeline.plan import Candidate, Plan, TargetPlan
+    from pipeline.plan import Candidate, Plan, Prepared, TargetPlan
     from pipeline.search.record import Decision
     from pipeline.validation import Validation
     from stages.artifact import Artifact
@@ -37,8 +41,8 @@ class Built:
     """What a build of one target brought together."""
 
     plan: "Plan"
-    target: "TargetPlan"
-    winner: "Candidate"
+    target: "TargetPlan | AwayPlan"
+    winner: "Candidate | Prepared"
     choice: "Choice"
     validation: "Validation"
     before: ViTSpec
@@ -50,7 +54,7 @@ class Built:
     agreements: Mapping[str, tuple[float, float | None]]
     """by key of a step: agreement with the source and top-1, on `select`"""
     engine_facts: Mapping[str, Any]
-    """the winner's engine.json"""
+    """the winner's engine.json; empty where there is no engine"""
     reused: tuple[str, ...]
     versions: Mapping[str, str]
     command: str
@@ -65,26 +69,16 @@ def compose(built: Built) -> Report:
 
     validation, target, winner = built.validation, built.target, built.winner
     latencies = {int(batch): latency(one, batch=int(batch)) for batch, one in validation.latencies.items()}
-    judged = latencies.pop(winner.batch)
+    judged = latencies.pop(winner.batch, None)
+    comparison = validation.latencies.get(str(winner.batch))
     size = Size(
         params=Change(before=count_params(built.before), after=count_params(built.after)),
         macs=Change(before=count_macs(built.before), after=count_macs(built.after)),
         bytes=Change(before=built.bytes_before, after=built.bytes_after),
     )
-    baseline_runtime = str(getattr(target.baselines[winner.batch].options, "runtime", ""))
-    memory = _memory(validation.latencies[str(winner.batch)])
-    summary = TargetSummary(
-        name=target.profile.name,
-        summary=target.profile.summary,
-        board=str(target.facts.get("cpu_model", target.profile.board.description)),
-        runtime=winner.runtime,
-        runtime_version=str(built.engine_facts.get("version", "")),
-        precision=winner.precision,
-        baseline_runtime=baseline_runtime,
-        batch=winner.batch,
-        chosen="by measurement" if len(target.candidates) > 1 else "by recipe",
-    )
-    comparison = validation.latencies[str(winner.batch)]
+    summary = _summary(built)
+    memory = _memory(comparison) if comparison else None
+    proof = _proof(built, judged)
     return Report(
         name=built.plan.recipe.name,
         created_at=datetime.now(UTC),
@@ -94,21 +88,18 @@ def compose(built: Built) -> Report:
             target.budget,
             accuracy=validation.accuracy,
             latency=judged,
-            memory_bytes=memory.engine,
-            engine_bytes=size.bytes.after,
+            memory_bytes=memory.engine if memory else None,
+            engine_bytes=size.bytes.after if built.engine_facts else None,
             parameters=size.params.after,
             macs=size.macs.after,
             parity=validation.parity,
-            baseline_runtime=baseline_runtime,
+            baseline_runtime=summary.baseline_runtime,
+            never_ran=never_ran(proof),
         ),
         accuracy=validation.accuracy,
         latency_ms=judged,
         other_batches=tuple(latencies[batch] for batch in sorted(latencies)),
-        throughput_ips=ByRole(
-            baseline=_throughput(judged.baseline, judged.batch),
-            unpruned=_throughput(judged.unpruned, judged.batch),
-            engine=_throughput(judged.engine, judged.batch),
-        ),
+        throughput_ips=_throughputs(judged) if judged else None,
         memory_bytes=memory,
         size=size,
         blocks=_blocks(built.before, built.after),
@@ -116,23 +107,89 @@ def compose(built: Built) -> Report:
         search=built.decision,
         candidates=tuple(built.choice.rows) + tuple(_passed_over(target)),
         parity=validation.parity,
+        proof=proof,
         operators=dict(validation.operators),
         parameters_by_part=_parts(built.before, built.after),
-        conditions={
-            "before": comparison.conditions_before,
-            "after": comparison.conditions_after,
-            **({"during": comparison.watched.model_dump(mode="json")} if comparison.watched is not None else {}),
-            "device": dict(target.facts),
-        },
+        conditions={**(_conditions(comparison) if comparison else {}), "device": dict(target.facts)},
         versions=dict(built.versions),
         reused=built.reused,
         reproduce={
             "command": built.command,
             "recipe": built.recipe_text,
             "recipe_digest": built.plan.recipe.digest(),
-            "engine_sha256": comparison.measurements["engine"].engine_sha256,
+            **({"engine_sha256": comparison.measurements["engine"].engine_sha256} if comparison else {}),
         },
     )
+
+
+def _summary(built: Built) -> TargetSummary:
+    """What was built for, and by what it was chosen."""
+    target, winner = built.target, built.winner
+    profile, choice = target.profile, built.winner.runtime
+    if isinstance(target, AwayPlan):
+        board, chosen, baseline = profile.board.description, "by rule", "onnxruntime"
+    else:
+        board = str(target.facts.get("cpu_model", profile.board.description))
+        chosen = "by measurement" if len(target.candidates) > 1 else "by recipe"
+        baseline = str(getattr(target.baselines[winner.batch].options, "runtime", ""))
+    needed = next((one.versions for one in profile.runtimes if one.name == choice), "")
+    return TargetSummary(
+        name=profile.name,
+        summary=profile.summary,
+        board=board,
+        runtime=winner.runtime,
+        runtime_version=str(built.engine_facts.get("version", needed)),
+        precision=winner.precision,
+        baseline_runtime=baseline,
+        batch=winner.batch,
+        chosen=chosen,
+    )
+
+
+def _proof(built: Built, judged: Latency | None) -> Proof:
+    """What was shown of the engine, and what was not."""
+    winner = built.winner
+    floor = floor_on(built.target.profile, built.after, precision=winner.precision, batch=winner.batch)
+    return _shown(built, judged).replace(floor_ms=floor.ms, floor_note=floor.note)
+
+
+def _shown(built: Built, judged: Latency | None) -> Proof:
+    validation = built.validation
+    _, last = built.steps[-1]
+    if isinstance(built.target, AwayPlan):
+        compiled = last.manifest.facts if built.engine_facts else {}
+        return proof_away(
+            built.target,
+            cast("Prepared", built.winner),
+            parity=validation.parity,
+            accuracy=validation.accuracy,
+            compiled=compiled,
+        )
+    if judged is None:
+        raise RuntimeError("an engine for a target at hand was not timed")
+    return proof_here(
+        parity=validation.parity,
+        accuracy=validation.accuracy,
+        latency=judged,
+        compiled=last.manifest.facts,
+        conditions=str(built.target.facts.get("cpu_model", built.target.profile.board.description)),
+    )
+
+
+def _throughputs(judged: Latency) -> ByRole:
+    return ByRole(
+        baseline=_throughput(judged.baseline, judged.batch),
+        unpruned=_throughput(judged.unpruned, judged.batch),
+        engine=_throughput(judged.engine, judged.batch),
+    )
+
+
+def _conditions(comparison: "Comparison") -> dict[str, Any]:
+    return {
+        "before": comparison.conditions_before,
+        "after": comparison.conditions_after,
+        **({"during": comparison.watched.model_dump(mode="json")} if comparison.watched is not None else {}),
+    }
 
 
 def latency(comparison: "Comparison", *, batch: int) -> Latency:
@@ -250,7 +307,7 @@ def _stage(title: str, artifact: "Artifact", built: Built) -> StageRow:
     )
 
 
-def _passed_over(target: "TargetPlan") -> list[CandidateRow]:
+def _passed_over(target: "TargetPlan | AwayPlan") -> list[CandidateRow]:
     return [
         CandidateRow(runtime=name, precision="", p50_ms=None, agreement=None, bytes=None, chosen=False, reason=reason)
         for name, reason in target.passed_over

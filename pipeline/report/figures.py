@@ -46,6 +46,8 @@ BUDGET_NAMES = {
     "engine_bytes": "engine size",
     "parameters": "parameters",
     "macs": "MACs",
+    "power_w": "power",
+    "energy_mj": "energy per image",
 }
 
 
@@ -155,6 +157,8 @@ def budget_value(name: str, value: float, *, near: float | None = None) -> str:
         return f"{number(value, telling_decimals([value], near, least=least))} ms"
     if name in ("parameters", "macs"):
         return count(value)
+    if name in ("power_w", "energy_mj"):
+        return f"{significant(value)} {'W' if name == 'power_w' else 'mJ'}"
     return size(value)
 
 

@@ -27,6 +27,7 @@ SECTIONS = (
     ("where", "Time and parameters"),
     ("candidates", "Candidates"),
     ("parity", "Parity"),
+    ("proof", "Proof"),
     ("conditions", "Conditions"),
     ("reproduce", "How to reproduce"),
 )
@@ -44,7 +45,7 @@ def to_html(report: Report) -> str:
         report=report,
         style=Markup(style),
         policy=_policy(style),
-        sections=[one for one in SECTIONS if one[0] != "search" or report.search],
+        sections=[one for one in SECTIONS if one[0] not in ("search", "proof") or getattr(report, one[0])],
         headline=_headline(report),
         cards=tables.headlines(report),
         engines={role: figures.engine_name(report, role) for role in figures.ROLES},
@@ -61,6 +62,7 @@ def to_html(report: Report) -> str:
         operators=_operators(report),
         parts=_parts(report),
         parity=tables.parity_rows(report),
+        proof=tables.proof_lists(report),
         conditions=_conditions(report),
         reproduce=[(key, value) for key, value in report.reproduce.items() if key not in ("command", "recipe")],
     )  # fmt: skip

@@ -29,6 +29,7 @@ def to_markdown(report: Report) -> str:
         *_stages(report),
         *_candidates(report),
         *_parity(report),
+        *_proof(report),
         *_reproduce(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -158,6 +159,17 @@ def _parity(report: Report) -> list[str]:
         return []
     head = "passed" if report.parity.passed else "**failed**"
     return ["## Parity with torch", _facts([("outcome", head), *tables.parity_rows(report)], escaped=1)]
+
+
+def _proof(report: Report) -> list[str]:
+    proof = report.proof
+    if proof is None:
+        return []
+    away = f"; the target is not at hand: {_text_whole(proof.away)}" if proof.away else ""
+    parts = [f"Engine: {proof.engine}{away}."]
+    for title, lines in tables.proof_lists(report):
+        parts.append(f"{title}:\n\n" + "\n".join(f"- {_text_whole(line)}" for line in lines))
+    return ["## What was proven, and what was not", *parts]
 
 
 def _reproduce(report: Report) -> list[str]:

@@ -46,7 +46,7 @@ class TargetSummary(Record):
     precision: str
     batch: int
     chosen: str
-    """how runtime and precision were chosen: by measurement, by recipe"""
+    """how runtime and precision were chosen: by measurement, by recipe, by rule (the target is not at hand)"""
     baseline_runtime: str = ""
     """the runtime that runs the unpruned source in fp32"""
 
@@ -74,6 +74,8 @@ class Accuracy(Record):
     """how many images would make the interval exclude the budget, where it straddles it"""
     feature_cosine: float | None = None
     """mean cosine of the features, for models without a head"""
+    proxy: str = ""
+    """what answered in the engine's place, where that cannot run here; then no budget of accuracy is judged"""
 
 
 class LatencyFigures(Record):
@@ -131,7 +133,9 @@ class Change(Record):
 
 
 class Size(Record):
-    """What became smaller. Bytes are of the engine's files; before is the baseline's."""
+    """What became smaller. Bytes are of the engine's files, or of the graph's where none was built; before is the
+    baseline's, or that of the source's graph where the target is not at hand.
+    """
 
     params: Change
     macs: Change
@@ -188,6 +192,24 @@ class Parity(Record):
     cosine: float
     tolerance: str
     passed: bool
+    proxy: str = ""
+    """what answered in the engine's place, where that cannot run here"""
+
+
+class Proof(Record):
+    """What was shown of the engine, and what was not: one line of words each."""
+
+    engine: Literal["measured", "built ahead of time", "not built"]
+    away: str = ""
+    """why this machine is not the target, where it is not"""
+    proven: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    """what the board itself has to do before it can answer"""
+    floor_ms: float | None = None
+    """no query on this board can be faster (roofline of dense peak and bandwidth); null: the profile tells neither"""
+    floor_note: str = ""
+    """what bounds it, and what is not known"""
 
 
 class OperatorTime(Record):
@@ -221,6 +243,8 @@ class Report(Record):
     search: Decision | None = None
     """how the shapes were chosen, where the recipe left that to a search"""
     parity: Parity | None = None
+    proof: Proof | None = None
+    """null in reports from before there was one"""
     operators: dict[str, tuple[OperatorTime, ...]] = {}
     """time by kind of operator, for baseline and engine"""
     parameters_by_part: dict[str, Change] = Field(default={}, description="embedding, attention, mlp, head, other")

@@ -202,6 +202,23 @@ def _throughput(report: Report) -> Headline:
     )
 
 
+def proof_lists(report: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """(title, lines) of what was shown of the engine, what was not, and what is left to its board."""
+    proof = report.proof
+    if proof is None:
+        return []
+    floor = (
+        f"no query takes less than {figures.significant(proof.floor_ms or 0)} ms on this board ({proof.floor_note})",
+    )
+    lists = (
+        ("Proven", proof.proven),
+        ("Not proven", proof.unproven),
+        ("Left to the board", proof.left),
+        ("Floor", floor if proof.floor_ms is not None else ()),
+    )
+    return [(title, lines) for title, lines in lists if lines]
+
+
 def _energy(report: Report) -> list[Headline]:
     """Energy per image where both engines have one of the same scope; nothing where none was measured."""
     latency = report.latency_ms

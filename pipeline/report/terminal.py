@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report import figures, tables, trade
-from pipeline.report.record import Latency, Report, Status
+from pipeline.report.record import Latency, Proof, Report, Status
 
 STYLES: dict[Status, str] = {
     "within": "bold green",
@@ -28,6 +28,8 @@ def summary(report: Report) -> RenderableType:
         parts += [Text(), Text(trade.sentence(report.search))]
     if report.stages:
         parts += [Text(), _stages(report)]
+    if report.proof is not None and report.proof.away:
+        parts += [Text(), *_unproven(report.proof)]
     return Group(*parts)
 
 
@@ -68,6 +70,13 @@ def _other_batch(latency: Latency) -> Text:
     change = figures.milliseconds_change(latency.baseline.p50, latency.engine.p50)
     speedup = f"{latency.speedup:.2f}x {figures.bracket(latency.speedup_ci95, 2)}"
     return Text(f"batch {latency.batch}, not judged: p50 {change}, {speedup}")
+
+
+def _unproven(proof: Proof) -> list[RenderableType]:
+    """Of a target that is not at hand: what its board has to do, and what is not known before."""
+    lines = [Text(f"not at hand: {figures.visible(proof.away)}")]
+    lines += [Text(f"left to the board: {figures.visible(line)}") for line in proof.left[:1]]
+    return [*lines, *(Text(f"not proven: {figures.visible(line)}") for line in proof.unproven)]
 
 
 def _stages(report: Report) -> Table:

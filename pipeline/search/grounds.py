@@ -8,7 +8,7 @@ as it comes say that it may win: pricing every shape takes minutes, looking at a
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.plan import PlannedStep
+from pipeline.planner import PlannedStep
 from pipeline.search.decide import Allocation, Allocator
 from pipeline.search.latency import Correction, LatencyTable
 from pipeline.search.record import Ground, spelled

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.keys import code_digest
-from pipeline.plan import Candidate, PlannedStep, Planner
+from pipeline.plan import Candidate
+from pipeline.planner import PlannedStep, Planner
 from pipeline.search.latency import (
     LatencyTable,
     MeasuredAttention,

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.plan import Candidate, Plan, PlannedStep, TargetPlan, is_auto, make_plan
+from pipeline.plan import Candidate, Plan, TargetPlan, make_plan
+from pipeline.planner import PlannedStep, is_auto
 from pipeline.recipe.model import Step
 from pipeline.search.record import Decision
 from stages.artifact import Format
@@ -51,6 +52,7 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candid
     recipe = plan.recipe.model_copy(update={"steps": tuple(steps)})
     made = make_plan(recipe, plan.images, [target.profile])
     (planned,) = made.targets
+    assert isinstance(planned, TargetPlan)  # a search measures, so its target is at hand
     return made, replace(
         planned,
         candidates=tuple(one for one in planned.candidates if one.name == candidate.name),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.keys import code_digest
-from pipeline.plan import PlannedStep
+from pipeline.planner import PlannedStep
 from pipeline.reference import spec_in
 from pipeline.search.decide import Allocation, Allocator
 from pipeline.search.grounds import AIM, Glimpse, Start, Tried, estimate, promising, try_grounds

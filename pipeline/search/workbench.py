@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.events import Event
-from pipeline.plan import Candidate, PlannedStep, Planner, TargetPlan
+from pipeline.plan import Candidate, TargetPlan
+from pipeline.planner import PlannedStep, Planner
 from pipeline.runner import Runner
 from pipeline.search.latency import LatencyTable
 from pipeline.search.probes import Shares, engine_of, measure_shares, measuring_code, probes_for, table_from

@@ -1,13 +1,20 @@
-"""Build a runtime's engine from the ONNX graph, in a worker, and look at what really runs in it."""
+"""Build a runtime's engine from the ONNX graph, in a worker, and look at what really runs in it.
 
-from typing import Literal
+An engine for a GPU that is elsewhere is built ahead of time and not loaded: what its builder says is all there is.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from stages.artifact import Format
 from stages.stage import Stage, StageContext, StageResult
+from targets.board import Precision
 from targets.errors import InputError, StageError
-from targets.profile import TargetProfile, usable_runtimes
+from targets.profile import TargetProfile, refuse_image_size, usable_runtimes
 from targets.record import Record
 
 MODEL_FILE = "model.onnx"
@@ -16,12 +23,17 @@ MODEL_FILE = "model.onnx"
 class CompileOptions(Record):
     """Which runtime builds, in which precision, for which batch."""
 
-    runtime: str = Field(description="one of the target's runtimes: onnxruntime, openvino")
-    precision: Literal["fp32", "bf16", "int8"] = Field(
-        default="fp32", description="what the graph holds (fp32, int8), or the runtime's hint for an fp32 graph (bf16)"
+    runtime: str = Field(description="one of the target's runtimes: onnxruntime, openvino, tensorrt, tensorrt_rtx")
+    precision: Precision = Field(
+        default="fp32",
+        description="what the graph holds; bf16 is also a hint to OpenVINO for an fp32 graph",
     )
     batch: int | None = Field(default=None, gt=0, description="images per query; null: the target's")
     threads: int | None = Field(default=None, gt=0, description="null: the target's, else all usable cores")
+    compute_capability: str | None = Field(
+        default=None,
+        description="tensorrt_rtx: build ahead of time for a GPU that is elsewhere; null: for this machine",
+    )
 
 
 def compile_engine(options: CompileOptions, context: StageContext) -> StageResult:
@@ -36,31 +48,74 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
     _check_choice(options, target)
     model = context.input / MODEL_FILE
     batch, threads = options.batch or target.batch, options.threads or target.threads
+    if options.compute_capability is not None:
+        return _compile_ahead(options, context, model, batch)
     with Worker(threads=threads) as worker:
         context.tell(f"{options.runtime} builds for {options.precision}, batch {batch}", None)
         engine, seconds = worker.build(
             model, context.output, runtime=options.runtime, precision=options.precision, batch=batch, threads=threads
         )
         loaded = worker.load(context.output)
+        height, width = loaded.inputs[0]["shape"][-2:]
+        refuse_image_size(target, (height, width))
         context.tell("looking at what runs", None)
         products = worker.matrix_products()
         facts = worker.facts()
     _check_precision(options, products)
     return StageResult(
         facts={
-            "summary": ", ".join(f"{count} matrix products in {name}" for name, count in sorted(products.items())),
-            "runtime": options.runtime,
-            "version": engine["version"],
-            "precision": options.precision,
-            "batch": batch,
-            "build_seconds": seconds,
+            "summary": _counted(products),
+            **_facts(options, engine, seconds, batch),
             "load_seconds": loaded.seconds,
-            "engine_bytes": sum(file["size_bytes"] for file in engine["files"].values()),
             "matrix_products": products,
             "in_force": loaded.facts,
         },
         bound_to={**stable_facts(facts), options.runtime: engine["version"]},
     )
+
+
+def _compile_ahead(options: CompileOptions, context: StageContext, model: Path, batch: int) -> StageResult:
+    """Build for a GPU that is not here; the engine is bound to what the builder says, and not to this machine."""
+    from targets.worker import Worker
+
+    with Worker() as worker:
+        context.tell(f"{options.runtime} builds for compute capability {options.compute_capability}", None)
+        engine, seconds = worker.build(
+            model,
+            context.output,
+            runtime=options.runtime,
+            precision=options.precision,
+            batch=batch,
+            more={"compute_capability": options.compute_capability},
+        )
+    height, width = engine["inputs"][0]["shape"][-2:]
+    refuse_image_size(context.target, (height, width))
+    products: Mapping[str, int] = Counter(engine["built"]["products"].values())
+    where = f"compute capability {options.compute_capability}"
+    return StageResult(
+        facts={
+            "summary": f"{_counted(products)} in the graph; built ahead of time for {where}, never loaded",
+            **_facts(options, engine, seconds, batch),
+            "compute_capability": options.compute_capability,
+            "products_of_the_graph": dict(products),
+        },
+        bound_to=engine["bound_to"],
+    )
+
+
+def _facts(options: CompileOptions, engine: Mapping[str, Any], seconds: float, batch: int) -> dict[str, Any]:
+    return {
+        "runtime": options.runtime,
+        "version": engine["version"],
+        "precision": options.precision,
+        "batch": batch,
+        "build_seconds": seconds,
+        "engine_bytes": sum(file["size_bytes"] for file in engine["files"].values()),
+    }
+
+
+def _counted(products: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} matrix products in {name}" for name, count in sorted(products.items()))
 
 
 def _check_choice(options: CompileOptions, target: TargetProfile) -> None:
@@ -93,12 +148,12 @@ def _check_precision(options: CompileOptions, products: dict[str, int]) -> None:
 
 STAGE = Stage(
     name="compile",
-    summary="build the engine of one runtime from the ONNX graph, bound to this machine",
+    summary="build the engine of one runtime from the ONNX graph, bound to a machine",
     consumes=Format.ONNX,
     produces=Format.ENGINE,
     options=CompileOptions,
     run=compile_engine,
-    tools=("onnxruntime", "onnxruntime-gpu", "openvino"),
+    tools=("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     code=("targets/runtimes",),
     target_bound=True,
 )

@@ -39,20 +39,52 @@ def model_card(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
 def _how_to_run(manifest: BundleManifest) -> list[str]:
     logits = manifest.output.kind == "logits"
     printed = "the classes of the image with probabilities" if logits else "the features of the image"
+    if manifest.runtime not in ("onnxruntime", "openvino"):
+        return _how_to_run_elsewhere(manifest, printed)
     return [
         "## How to run it",
-        f"```sh\npip install numpy pillow {manifest.runtime}=={manifest.version}\npython run.py image.jpg\n```",
+        f"```sh\npip install numpy pillow {_requirement(manifest)}\npython run.py image.jpg\n```",
         f"It prints {printed}; `python run.py --help` lists its options. Neither torch nor vitrim is needed. It "
         "first compares every file with `manifest.json`. On another kind of processor, or with another version of "
         "the runtime (onnxruntime or openvino), it runs `model.onnx`, the same graph, and says so.",
     ]
 
 
+def _how_to_run_elsewhere(manifest: BundleManifest, printed: str) -> list[str]:
+    """Of an engine that `run.py` does not load."""
+    version = f"{_text(manifest.runtime)} {_text(manifest.version)}"
+    if manifest.engine_sha256 is None:
+        engine = (
+            f"There is no engine in it: {version} builds it on the machine that runs it, by `sh build.sh "
+            "ENGINE_FOLDER`. `target.json` says for which board."
+        )
+    else:
+        engine = f"`engine/model.plan` is for {version}; compare its SHA-256, then load it with that runtime's own API."
+    return [
+        "## How to run it",
+        engine,
+        "`model.onnx` is the same graph and runs anywhere, more slowly:",
+        "```sh\npip install numpy pillow onnxruntime\npython run.py image.jpg\n```",
+        f"It prints {printed}; `python run.py --help` lists its options. Neither torch nor vitrim is needed. It first "
+        "compares every file with `manifest.json`.",
+    ]
+
+
+def _requirement(manifest: BundleManifest) -> str:
+    """What pip is asked for: the version that built the engine, or the range that the target needs."""
+    if manifest.version[:1].isdigit():
+        return f"{manifest.runtime}=={manifest.version}"
+    return f"'{manifest.runtime}{manifest.version}'" if manifest.version else manifest.runtime
+
+
 def _figures(card: Mapping[str, Any]) -> str:
     rows = []
     if accuracy := card.get("accuracy"):
         n, metric = accuracy["images"], str(accuracy["metric"])
-        for name, who in (("engine", "this engine"), ("baseline", "the source model in fp32")):
+        for name, who in (
+            ("engine", "its graph" if accuracy.get("proxy") else "this engine"),
+            ("baseline", "the source model in fp32"),
+        ):
             share = accuracy[name]
             interval = _wilson(share, n) if metric in SHARES else None
             rows.append((f"{metric} of {who}", f"{100 * share:.2f} %", _interval(interval, " %", 100), f"{n} images"))
@@ -118,7 +150,10 @@ def _target(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
 
 def _limits(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
     limits = [_text(limit) for limit in card.get("limits", ())]
-    if accuracy := card.get("accuracy"):
+    accuracy = card.get("accuracy")
+    if accuracy and accuracy.get("proxy"):
+        limits.append(f"The engine never ran. Accuracy was measured by a proxy: {_text(accuracy['proxy'])}.")
+    if accuracy:
         limits.append(f"Accuracy was measured on {accuracy['images']} images; on other kinds of images it may differ.")
     else:
         limits.append("Its accuracy was not measured.")
@@ -132,7 +167,9 @@ def _limits(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
 
 
 def _origin(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
-    lines = [f"- engine: sha256 `{manifest.engine_sha256}` (of `engine/engine.json`)"]
+    lines = ["- engine: none yet, the board builds it"]
+    if manifest.engine_sha256 is not None:
+        lines = [f"- engine: sha256 `{manifest.engine_sha256}` (of `engine/engine.json`)"]
     if card.get("model"):
         lines.append(f"- source model: {_text(card['model'])}")
     if card.get("recipe_digest"):

@@ -40,7 +40,7 @@ class BundleManifest(Record):
     """what it is, in one line"""
     runtime: str
     version: str
-    """of the runtime that built the engine"""
+    """of the runtime that built the engine; where there is no engine yet, the range that its target needs"""
     precision: str
     batch: int = Field(gt=0)
     inputs: tuple[Tensor, ...] = Field(min_length=1)
@@ -48,8 +48,10 @@ class BundleManifest(Record):
     output: Output
     bound_to: dict[str, str] = {}
     """facts of the machine that the engine was built for; elsewhere model.onnx runs in its place"""
-    engine_sha256: str
-    """of engine/engine.json, which holds the digests of the engine's files: what reports cite"""
+    engine_sha256: str | None
+    """of engine/engine.json, which holds the digests of the engine's files: what reports cite. null: the bundle has no
+    engine, the board builds it from model.onnx
+    """
     provenance: dict[str, Any] = {}
     """where it comes from: keys, digests of the source and of the images, recipe"""
     vitrim: str

@@ -119,13 +119,16 @@ class Model:
 
 def open_model(folder: Path, manifest: dict[str, Any]) -> Model:
     """Load the engine; where it does not fit this machine, the portable graph instead, and say so on stderr."""
-    engine = json.loads((folder / "engine" / "engine.json").read_text(encoding="utf-8"))
-    runtime, output = engine["runtime"], manifest["output"]["name"]
-    try:
-        _check_fit(engine)
-        return _LOADERS[runtime](folder / "engine" / engine["load"], output, engine)
-    except Exception as error:  # a runtime may raise anything for an engine of another machine
-        reason = " ".join(str(error).split())
+    runtime, output = manifest["runtime"], manifest["output"]["name"]
+    if manifest["engine_sha256"] is None:
+        reason = "this bundle has no engine yet"
+    else:
+        engine = json.loads((folder / "engine" / "engine.json").read_text(encoding="utf-8"))
+        try:
+            _check_fit(engine)
+            return _LOADERS[runtime](folder / "engine" / engine["load"], output, engine)
+        except Exception as error:  # a runtime may raise anything for an engine of another machine
+            reason = f"the engine does not fit here ({' '.join(str(error).split())})"
     for name in sorted(_LOADERS, key=lambda name: name != runtime):  # the engine's own runtime first
         if importlib.util.find_spec(name) is None:
             continue
@@ -134,7 +137,7 @@ def open_model(folder: Path, manifest: dict[str, Any]) -> Model:
         except Exception as error:
             reason += f"; {name}: {' '.join(str(error).split())}"
             continue
-        print(f"note: the engine does not fit here ({reason}); running model.onnx with {name}", file=sys.stderr)
+        print(f"note: {reason}; running model.onnx with {name}", file=sys.stderr)
         return model
     raise BundleError(f"nothing here can run this model ({reason}); try: {INSTALL}")
 

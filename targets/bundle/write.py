@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from targets.atomic import sha256_of, sync_folder, sync_tree
+from targets.bundle.board import BUILD_SCRIPT, build_script
 from targets.bundle.card import model_card
 from targets.bundle.manifest import BundledFile, BundleManifest, Output, Tensor
 from targets.bundle.run import FORMAT, MANIFEST
@@ -28,30 +29,38 @@ STALE_SECONDS = 3600
 def write_bundle(
     folder: Path,
     *,
-    engine: Path,
+    engine: Path | None,
     onnx: Path,
     spec: Mapping[str, Any],
     preprocess: Preprocess,
     labels: Sequence[str] | None,
     card: Mapping[str, Any],
+    planned: Mapping[str, Any] | None = None,
+    target: Mapping[str, Any] | None = None,
 ) -> BundleManifest:
     """Put engine, portable graph, preprocessing, labels, run.py and model card into a folder.
 
-    engine: a folder with engine.json. onnx: the graph that the engine was built from. spec: the data of vit.json.
+    engine: a folder with engine.json; None where the board builds it, then `planned` says its runtime, versions (a
+    range), precision and batch. onnx: the graph that the engine was, or will be, built from. spec: the data of
+    vit.json. target: the profile, for a board that is elsewhere; it becomes target.json.
     labels: a name for each class. card: the model card's figures, see `card.py`; also name, licence and provenance.
     An older bundle is replaced; until the very end it stays as it is. Raises InputError for a folder that holds
     something else or an engine that is damaged, StoreError where the disk is full or read-only.
     """
-    facts = read_engine(engine)
-    verify_files(engine, facts)
+    if engine is None:
+        facts = _planned_facts(onnx, planned or {})
+    else:
+        facts = read_engine(engine)
+        verify_files(engine, facts)
     output = _output(facts, int(spec["classes"]))
     if labels is not None and len(labels) != spec["classes"]:
         raise InputError(f"{len(labels)} labels for {spec['classes']} classes; give one name per class, in their order")
     _check_replaceable(folder)
     with _in_place_of(folder) as new:
-        (new / "engine").mkdir()
-        for name in (ENGINE_FILE, *facts["files"]):
-            shutil.copyfile(engine / name, new / "engine" / name)
+        if engine is not None:
+            (new / "engine").mkdir()
+            for name in (ENGINE_FILE, *facts["files"]):
+                shutil.copyfile(engine / name, new / "engine" / name)
         for path in (onnx, *_external_data(onnx)):
             shutil.copyfile(path, new / ("model.onnx" if path == onnx else path.name))
         for name in ("run.py", "pixels.py"):
@@ -69,16 +78,49 @@ def write_bundle(
             outputs=tuple(Tensor(**tensor) for tensor in facts["outputs"]),
             output=output,
             bound_to=facts["bound_to"],
-            engine_sha256=sha256_of(new / "engine" / ENGINE_FILE),
+            engine_sha256=None if engine is None else sha256_of(new / "engine" / ENGINE_FILE),
             provenance=dict(card.get("provenance", {})),
             vitrim=str(card.get("vitrim", _own_version())),
             licence=str(card.get("licence", LICENCE)),
             files={},
         )
+        if target is not None:
+            _write_json(new / "target.json", dict(target))
+        if engine is None:
+            script = build_script(
+                manifest.runtime, inputs=manifest.inputs, batch=manifest.batch, versions=manifest.version
+            )
+            if script is not None:
+                (new / BUILD_SCRIPT).write_text(script, encoding="utf-8")
         (new / "README.md").write_text(model_card(manifest, card), encoding="utf-8")
         manifest = manifest.replace(files=_listed(new))
         _write_json(new / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
+
+
+def _planned_facts(onnx: Path, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """What engine.json would say of an engine that is not built yet, from its graph."""
+    from onnx import TensorProto, helper, load
+
+    graph = load(str(onnx), load_external_data=False).graph
+    weights = {one.name for one in graph.initializer}
+
+    def facts(value: Any) -> dict[str, Any]:
+        kind = value.type.tensor_type
+        shape = [one.dim_value if one.HasField("dim_value") else None for one in kind.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type != TensorProto.UNDEFINED else "?"
+        return {"name": value.name, "shape": shape, "dtype": str(dtype)}
+
+    return {
+        "runtime": "onnxruntime",
+        "version": "",
+        "precision": "fp32",
+        "batch": 1,
+        **planned,
+        "inputs": [facts(one) for one in graph.input if one.name not in weights],
+        "outputs": [facts(one) for one in graph.output],
+        "bound_to": {},
+    }
 
 
 def _output(engine: Mapping[str, Any], classes: int) -> Output:
@@ -100,7 +142,8 @@ def _summary(spec: Mapping[str, Any], engine: Mapping[str, Any], output: Output)
     task = (
         f"classifies images into {output.size} classes" if output.kind == "logits" else "describes images by features"
     )
-    return f"{spec['architecture']}, {task}; {engine['runtime']} {engine['version']}, {engine['precision']}"
+    runtime = f"{engine['runtime']} {engine['version']}".strip()
+    return f"{spec['architecture']}, {task}; {runtime}, {engine['precision']}"
 
 
 def _external_data(onnx: Path) -> list[Path]:

@@ -20,10 +20,22 @@ def test_every_stage_has_its_page(root: Path) -> None:
     assert pages == set(CATALOG)
 
 
-def test_every_target_has_its_page(root: Path) -> None:
-    pages = {page.stem for page in (root / "docs" / "targets").glob("*.md")}
+def test_every_target_stands_on_the_page_of_its_family(root: Path) -> None:
+    pages = {page.stem: page.read_text() for page in (root / "docs" / "targets").glob("*.md") if page.stem != "index"}
+    families = {
+        name: [
+            page for page, text in pages.items() if re.search(rf"^(?:\| |# )`?{name}`?(?: \||$)", text, re.MULTILINE)
+        ]
+        for name in list_profiles()
+    }
 
-    assert pages == set(list_profiles())
+    assert {name: found for name, found in families.items() if len(found) != 1} == {}
+    assert {page for found in families.values() for page in found} == set(pages)
+
+
+def test_pages_of_targets_say_what_never_ran_on_hardware(root: Path) -> None:
+    for page in (root / "docs" / "targets").glob("*.md"):
+        assert "not yet run on hardware" in page.read_text().lower(), page
 
 
 def test_every_option_of_a_stage_is_on_its_page(root: Path) -> None:

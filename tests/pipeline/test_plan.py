@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from pipeline.build import plan_recipe
-from pipeline.plan import Plan, graph_precision
+from pipeline.plan import AwayPlan, Plan
+from pipeline.planner import graph_precision
 from pipeline.recipe import load_recipe
 from pipeline.search.record import Decision
 from pipeline.search.replan import replan
@@ -144,14 +145,61 @@ def test_a_runtime_that_the_target_does_not_have_is_refused(planned: Planned) ->
         planned("runtimes=[coreml]")
 
 
-def test_a_target_of_another_architecture_cannot_be_built_here(planned: Planned, tmp_path: Path) -> None:
+def test_for_a_target_of_another_architecture_the_graph_is_prepared(planned: Planned, tmp_path: Path) -> None:
     board = {"kind": "cpu", "description": "another one", "architecture": "aarch64"}
     if planned().targets[0].facts["architecture"] == "aarch64":
         board["architecture"] = "x86_64"
     other = own_target(tmp_path, "other", board=board)
+    target = planned(f"targets=[{other}]").targets[0]
 
-    with pytest.raises(InputError, match=r"'other' cannot be built here: .*the target is (aarch64|x86_64)"):
-        planned(f"targets=[{other}]")
+    assert isinstance(target, AwayPlan)
+    assert target.away.startswith("the target is")
+    assert {(one.runtime, one.precision) for one in target.candidates} == {
+        ("onnxruntime", "int8"),
+        ("openvino", "int8"),
+    }
+    assert all(one.engine is None for one in target.candidates)
+    assert "compile" not in {step.stage for step in target.steps()}
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from targets import facts
+
+    real = facts.probe
+    monkeypatch.setattr(facts, "probe", lambda: {**real(), "gpus": []})
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_what_can_be_built_ahead_of_time_comes_first_for_a_gpu_that_is_elsewhere(planned: Planned) -> None:
+    target = planned("targets=[rtx-4090]").targets[0]
+
+    assert isinstance(target, AwayPlan)
+    assert [(one.name, one.engine is not None) for one in target.candidates] == [
+        ("tensorrt_rtx int8", True),
+        ("tensorrt int8", False),
+    ]
+    engine = target.candidates[0].engine
+    assert engine is not None
+    assert (engine.device, engine.options.compute_capability) == (None, "8.9")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_tensorrt_gets_a_graph_of_its_own_whose_zero_points_are_at_zero(planned: Planned) -> None:
+    cpu, gpu, jetson = planned("targets=[cpu, rtx-4090, jetson-orin-nano]").targets
+
+    assert cpu.graph.options.symmetric is False
+    assert gpu.graph.options.symmetric is True
+    assert gpu.graph.key == jetson.graph.key != cpu.graph.key
+    assert gpu.graph.previous is not None
+    assert cpu.graph.previous is not None
+    assert gpu.graph.previous.key == cpu.graph.previous.key
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_shapes_are_not_searched_where_nothing_can_be_measured(planned: Planned) -> None:
+    with pytest.raises(InputError, match=r"'rtx-4090' is not at hand .* chooses shapes by measurement"):
+        planned("targets=[rtx-4090]", text=SEARCHED)
 
 
 def test_planning_writes_nothing_but_the_index_of_images(planned: Planned, tmp_path: Path) -> None:

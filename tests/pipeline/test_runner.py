@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.events import Event
-from pipeline.plan import PlannedStep
+from pipeline.planner import PlannedStep
 from pipeline.runner import Runner
 from pipeline.store import Store
 from stages.artifact import Format

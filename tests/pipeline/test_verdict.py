@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.report.figures import budget_value
 from pipeline.report.record import Accuracy, Latency, LatencyFigures, Parity
 from pipeline.statistics import images_to_decide, paired_interval
 from pipeline.verdict import WORST_FIRST, exit_code, judge
+from targets.measure.measurement import Energy
 from targets.profile import Budget
 
 RANK = {status: rank for rank, status in enumerate(reversed(WORST_FIRST))}
@@ -25,7 +27,7 @@ def accuracy(drop=0.6, interval=(-0.2, 1.4), images=1100, needed=None, metric="t
     )
 
 
-def figures(p50, *, p99=None, ci95=None, stable=True, throttled=()):
+def figures(p50, *, p99=None, ci95=None, stable=True, throttled=(), energy=()):
     return LatencyFigures(
         p50=p50,
         p90=p50 * 1.1,
@@ -35,6 +37,7 @@ def figures(p50, *, p99=None, ci95=None, stable=True, throttled=()):
         processes=2,
         stable=stable,
         throttled=throttled,
+        energy=energy,
     )
 
 
@@ -253,6 +256,36 @@ def test_exit_codes(status, code, strict):
     assert (exit_code(status), exit_code(status, strict=True)) == (code, strict)
 
 
+# A target that is not at hand.
+
+
+def test_what_a_proxy_answered_judges_no_budget_of_accuracy():
+    seen = accuracy(drop=9.0, interval=(8.0, 10.0)).replace(proxy="the same graph in another runtime")
+    verdict = judged(Budget(accuracy_drop_points=1.0, latency_p50_ms=5.0), accuracy=seen, never_ran="it never ran")
+    by_name = {check.name: check for check in verdict.checks}
+
+    assert verdict.status == "not_measured"
+    assert {check.status for check in verdict.checks} == {"not_measured"}
+    assert "by proxy: top-1 drop 9.0 points [8.0, 10.0]" in by_name["accuracy_drop_points"].note
+    assert by_name["latency_p50_ms"].note == "the engine never ran"
+    assert verdict.sentence.startswith("not measured: it never ran; top-1 drop 9.0 points [8.0, 10.0]")
+    assert verdict.sentence.endswith("by the same graph in another runtime")
+
+
+def test_what_can_be_counted_is_judged_although_the_engine_never_ran():
+    verdict = judged(Budget(parameters=10), parameters=11, never_ran="it never ran")
+
+    assert verdict.status == "over"
+    assert verdict.sentence.startswith("over budget: parameters 11 of at most 10; it never ran")
+
+
+def test_a_graph_that_is_not_the_model_fails_by_proxy_too():
+    verdict = judged(Budget(), parity=parity(passed=False).replace(proxy="another runtime"), never_ran="it never ran")
+
+    assert verdict.status == "failed"
+    assert "the graph's outputs are not the model's" in verdict.sentence
+
+
 # A machine that slowed itself down.
 
 
@@ -286,3 +319,40 @@ def test_what_is_no_time_is_judged_although_the_machine_throttled():
     hot = latency().replace(engine=figures(4.31, throttled=("over-current",)))
 
     assert judged(Budget(engine_bytes=10), latency=hot, engine_bytes=5).status == "within"
+
+
+@pytest.mark.parametrize(("key", "limit", "told"), [("power_w", 15.0, "15.0 W"), ("energy_mj", 40.0, "40.0 mJ")])
+def test_power_and_energy_that_nothing_measured_say_so(key: str, limit: float, told: str) -> None:
+    verdict = judged(Budget(**{key: limit}), accuracy=accuracy(), latency=latency())
+    (check,) = verdict.checks
+
+    assert verdict.status == "not_measured"
+    assert (exit_code(verdict.status), exit_code(verdict.status, strict=True)) == (0, 1)
+    assert check.note == "nothing tells power here"
+    assert check.note in verdict.sentence
+    assert budget_value(key, check.limit) == told
+
+
+@pytest.mark.parametrize(
+    ("budget", "value", "status"),
+    [
+        ({"power_w": 11.0}, 10.0, "within"),
+        ({"power_w": 9.0}, 10.0, "over"),
+        ({"energy_mj": 51.0}, 50.0, "within"),
+        ({"energy_mj": 49.0}, 50.0, "over"),
+    ],
+    ids=str,
+)
+def test_power_and_energy_are_those_of_the_widest_scope(budget, value, status):
+    used = tuple(
+        Energy(scope=scope, covers=covers, mean_power_w=watts, joules_per_image=joules, seconds=5.0)
+        for scope, covers, watts, joules in (
+            ("board", "module rails", 10.0, 0.05),
+            ("gpu", "GPU board", 1.0, 0.005),
+        )
+    )
+    verdict = judged(Budget(**budget), latency=latency().replace(engine=figures(4.31, energy=used)))
+    (check,) = verdict.checks
+
+    assert (check.value, check.status) == (value, status)
+    assert "module rails" in check.note

@@ -68,15 +68,21 @@ _WHY = {
 def check_pairs(runtime: str, capabilities: Iterable[str], precision: str) -> None:
     """Raise InputError where a runtime does not know a GPU, or does not run a precision on it."""
     for capability in capabilities:
-        legal = LEGAL[runtime].get(capability)
-        where = f"compute capability {capability}{_gpu(capability)}"
-        if legal is None:
-            raise InputError(f"{PRODUCTS[runtime]} does not run on {where}; {_instead(runtime, capability)}")
-        if precision not in legal:
-            why = _WHY.get((runtime, capability, precision))
-            raise InputError(
-                f"{PRODUCTS[runtime]} does not run {precision!r} on {where}: {why or 'use ' + ' or '.join(legal)}"
-            )
+        reason = pair_obstacle(runtime, capability, precision)
+        if reason is not None:
+            raise InputError(reason)
+
+
+def pair_obstacle(runtime: str, capability: str, precision: str) -> str | None:
+    """Why one of these runtimes does not run a precision on a GPU, with what to do instead; None where it does."""
+    legal = LEGAL[runtime].get(capability)
+    where = f"compute capability {capability}{_gpu(capability)}"
+    if legal is None:
+        return f"{PRODUCTS[runtime]} does not run on {where}; {_instead(runtime, capability)}"
+    if precision in legal:
+        return None
+    why = _WHY.get((runtime, capability, precision))
+    return f"{PRODUCTS[runtime]} does not run {precision!r} on {where}: {why or 'use ' + ' or '.join(legal)}"
 
 
 def check_types(runtime: str, capabilities: Iterable[str], types: dict[str, str], wide: Sequence[str]) -> None:

@@ -20,17 +20,22 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
         card: dict[str, object] | None = None,
         classes: int = 3,
         output: str = "logits",
+        without_engine: bool = False,
+        planned: dict[str, object] | None = None,
+        target: dict[str, object] | None = None,
         **engine: object,
     ) -> Path:
         work = tmp_path / "work" / str(len(list(tmp_path.glob("work/*"))))
         write_bundle(
             tmp_path / at,
-            engine=write_engine_folder(work / "engine", output=output, **engine),
+            engine=None if without_engine else write_engine_folder(work / "engine", output=output, **engine),
             onnx=write_onnx(work / "graph.onnx", output=output),
             spec={**SPEC, "classes": classes},
             preprocess=PREPROCESS,
             labels=labels,
             card=card or {},
+            planned=planned,
+            target=target,
         )
         return tmp_path / at
 

@@ -154,6 +154,14 @@ def test_an_engine_that_does_not_fit_gives_way_to_the_portable_graph(make_bundle
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_bundle_without_an_engine_runs_its_graph_and_says_so(make_bundle, red):
+    done = run(make_bundle(at="plain", without_engine=True), red, "--top", "1")
+
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1].endswith("red")
+    assert done.stderr == "note: this bundle has no engine yet; running model.onnx with onnxruntime\n"
+
+
 def test_an_engine_is_bound_to_what_it_was_built_for(make_bundle, red, tmp_path):
     from targets.worker import Worker
 

@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 
 from targets.atomic import sha256_of
 from targets.bundle import write as write_module
+from targets.bundle.board import build_script
 from targets.bundle.card import _text, _wilson, model_card
-from targets.bundle.manifest import BundleManifest
+from targets.bundle.manifest import BundleManifest, Tensor
 from targets.bundle.verify import verify_bundle
 from targets.bundle.write import write_bundle
 from targets.errors import InputError, StoreError
@@ -53,6 +55,65 @@ def test_a_bundle_holds_what_is_needed_and_nothing_else(make_bundle):
     assert json.loads((bundle / "labels.json").read_text()) == ["red", "green", "blue"]
     assert type(PREPROCESS).model_validate_json((bundle / "preprocessing.json").read_text()) == PREPROCESS
     assert verify_bundle(bundle) == []
+
+
+def test_a_bundle_for_a_board_holds_its_profile_and_the_command_that_builds(make_bundle):
+    planned = {"runtime": "tensorrt", "version": ">=10.3,<11", "precision": "int8", "batch": 4}
+    bundle = make_bundle(without_engine=True, planned=planned, target={"name": "board"})
+    manifest = BundleManifest.model_validate_json((bundle / "manifest.json").read_bytes())
+
+    assert set(content(bundle)) == FILES - {"engine/engine.json", "engine/model.onnx"} | {"build.sh", "target.json"}
+    assert manifest.engine_sha256 is None
+    assert (manifest.runtime, manifest.version, manifest.precision, manifest.batch) == (*planned.values(),)
+    assert (manifest.output.name, manifest.output.size) == ("logits", 3)
+    assert json.loads((bundle / "target.json").read_text()) == {"name": "board"}
+    assert "sh build.sh ENGINE_FOLDER" in (bundle / "README.md").read_text()
+    assert "no engine in it" in (bundle / "README.md").read_text()
+    assert verify_bundle(bundle) == []
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_runtime_that_loads_the_graph_itself_needs_no_build(make_bundle, runtime):
+    bundle = make_bundle(without_engine=True, planned={"runtime": runtime, "version": ">=1"})
+
+    assert not (bundle / "build.sh").exists()
+    assert f"pip install numpy pillow '{runtime}>=1'" in (bundle / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("runtime", "tool"), [("tensorrt", "trtexec"), ("tensorrt_rtx", "tensorrt_rtx")])
+@pytest.mark.parametrize(("shape", "asked"), [((None, 3, 8, 8), "pixels:4x3x8x8"), ((4, 3, 8, 8), None)])
+def test_the_command_that_builds_names_the_batch_where_the_graph_leaves_it_open(tmp_path, runtime, tool, shape, asked):
+    inputs = [Tensor(name="pixels", shape=shape, dtype="float32")]
+    script = tmp_path / "build.sh"
+    script.write_text(str(build_script(runtime, inputs=inputs, batch=4, versions=">=10")))
+    fake = tmp_path / tool
+    fake.write_text('#!/bin/sh\n[ "$1" = --help ] || echo "$@"\n')
+    fake.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", script, tmp_path / "out"], capture_output=True, text=True, env=path, check=True)
+
+    words = done.stdout.split()
+    assert f"--onnx={tmp_path / 'model.onnx'}" in words
+    assert f"--saveEngine={tmp_path / 'out' / 'model.plan'}" in words
+    assert [word for word in words if "Shapes" in word] == (
+        [f"--{which}Shapes={asked}" for which in ("min", "opt", "max")] if asked else []
+    )
+    assert not any(word.startswith("--stronglyTyped") for word in words), (
+        "a tool that does not know a flag is not asked"
+    )
+
+
+def test_the_command_that_builds_says_what_it_lacks(tmp_path):
+    inputs = [Tensor(name="pixels", shape=(1, 3, 8, 8), dtype="float32")]
+    script = tmp_path / "build.sh"
+    script.write_text(str(build_script("tensorrt", inputs=inputs, batch=1, versions=">=10")))
+    plain = {"PATH": "/usr/bin:/bin", "BUILDER": str(tmp_path / "absent")}
+    lacking = subprocess.run(["sh", script, tmp_path / "out"], capture_output=True, text=True, env=plain, check=False)
+    unasked = subprocess.run(["sh", script], capture_output=True, text=True, env=plain, check=False)
+
+    assert (lacking.returncode, "trtexec is not here" in lacking.stderr) == (1, True)
+    assert (unasked.returncode, "usage: sh build.sh ENGINE_FOLDER" in unasked.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_input_gives_the_same_bytes(make_bundle):

@@ -1,0 +1,172 @@
+"""Build for a target that is not at hand: its graph, its engine where that can be built here, and no measurement.
+
+What can be known without the board is: the graph answers like torch, and how accurate it is in another runtime, on this
+machine's processor. Both are told as a proxy. The choice among candidates is a rule: an engine that could be built here
+comes first, then the profile's order.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.answers import Tell
+from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
+from pipeline.choose import Choice
+from pipeline.keys import code_digest, content_digest
+from pipeline.plan import AwayPlan, Prepared
+from pipeline.planner import PlannedStep
+from pipeline.report.compose import Built, compose
+from pipeline.report.record import CandidateRow, Report
+from pipeline.validation import Engines, Subject, Validation, validate_graph
+from stages.artifact import Artifact, Format
+from stages.stage import Role
+from stages.vit.spec import ViTSpec
+from targets.record import digest_of
+
+GRAPH_FILE = "model.onnx"
+
+
+@dataclass(kw_only=True)
+class AwayBuild(TargetWork):
+    """The work for one target that is not at hand."""
+
+    target: AwayPlan
+
+    def run(self, output: Path, command: str) -> Report:
+        """Make everything that can be made here; returns the report, which also lies in the output folder."""
+        from pipeline.bundling import write_bundle_of
+        from pipeline.report.files import write_report
+
+        self.runner.target = self.target.profile.name
+        self.runner.bring(self.plan.source)
+        before = self.spec_of(self.plan.source)
+        self.refuse_labels(before)
+        for step in self.target.steps():
+            self.runner.bring(step)
+        reference = self.reference(self._file(self.target.source_graph), self.target.source_graph.key, before)
+        agreements = self.check("compare stages", lambda tell: self.stage_agreements(reference, tell))
+        winner = self.target.candidates[0]
+        graph_agreement = agreements.get(winner.graph.key, (None, None))[0]
+        choice = self.check("choose by rule", lambda tell: self._choice(graph_agreement))
+        subject = self._subject(winner, before)
+        key = self._validation_key(winner)
+        kept = self.kept("validation", key, Validation)
+        validation = self.check(
+            "validate graph", lambda tell: kept or self._validate(subject, key, tell), cached=kept is not None
+        )
+        graph = self._graph(winner.graph)
+        engine = self.runner.bring(winner.engine) if winner.engine else None
+        report = compose(
+            Built(
+                plan=self.plan,
+                target=self.target,
+                winner=winner,
+                choice=choice,
+                validation=validation,
+                before=before,
+                after=self.spec_of(winner.graph),
+                bytes_before=_graph_bytes(self._graph(self.target.source_graph)),
+                bytes_after=engine_bytes(engine) if engine else _graph_bytes(graph),
+                steps=[(step.title, self.runner.bring(step)) for step in (winner.engine or winner.graph).line()],
+                agreements=agreements,
+                engine_facts=engine_facts(engine) if engine else {},
+                reused=("validation",) if kept else (),
+                versions=versions(),
+                command=command,
+                recipe_text=self.plan.recipe.text,
+            )
+        )
+        write_report(output, report)
+        write_bundle_of(
+            output / "bundle",
+            report=report,
+            engine=engine,
+            graph=graph,
+            spec_folder=self.model_of(winner.graph).folder,
+            profile=self.target.profile,
+        )
+        return report
+
+    def _choice(self, agreement: float | None) -> Choice:
+        """Which candidate stands in the bundle, and what there is of each."""
+        rows = []
+        for place, one in enumerate(self.target.candidates):
+            built = self.runner.bring(one.engine) if one.engine else None
+            what = "its engine was built ahead of time" if built else f"the board has to {one.left}"
+            rows.append(
+                CandidateRow(
+                    runtime=one.runtime,
+                    precision=one.precision,
+                    p50_ms=None,
+                    agreement=agreement,
+                    bytes=engine_bytes(built) if built else None,
+                    chosen=place == 0,
+                    reason=f"by rule, nothing was measured: {what}" if place == 0 else what,
+                )
+            )
+        return Choice(winner=self.target.candidates[0].name, rows=tuple(rows))
+
+    def _subject(self, winner: Prepared, before: ViTSpec) -> Subject:
+        return Subject(
+            engines=Engines(
+                baseline={winner.batch: self._file(self.target.source_graph)},
+                unpruned={},
+                engine={winner.batch: self._file(winner.graph)},
+            ),
+            batch=winner.batch,
+            precision=winner.precision,
+            model=self.model_of(winner.graph).folder,
+            spec=before,
+            preprocess=self.spec_of(winner.graph).preprocess,
+            measure=self.plan.recipe.measure,
+            budget=self.target.budget,
+            threads=None,
+            floors={},
+            command_bundle=lambda role, folder: self._command_bundle(role, folder, winner),
+        )
+
+    def _validate(self, subject: Subject, key: str, tell: Tell) -> Validation:
+        evaluate = self.plan.images.get(Role.EVALUATE)
+        made = validate_graph(subject, select=self.select(), evaluate=evaluate, pixels=self.pixels, tell=tell)
+        self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
+        return made
+
+    def _validation_key(self, winner: Prepared) -> str:
+        recipe = self.plan.recipe
+        evaluate = self.plan.images.get(Role.EVALUATE)
+        texts = recipe.measure.text_embeddings
+        return digest_of(
+            {
+                "graph": winner.graph.key,
+                "baseline": self.target.source_graph.key,
+                "select": self.select().fingerprint,
+                "evaluate": evaluate.fingerprint if evaluate else None,
+                "measure": recipe.measure.model_dump(mode="json"),
+                "texts": content_digest(texts) if texts else None,
+                "budget": self.target.budget.accuracy_drop_points,
+                "code": code_digest(MEASURING_CODE),
+            }
+        )
+
+    def _command_bundle(self, role: str, folder: Path, winner: Prepared) -> None:
+        from pipeline.bundling import write_plain_bundle
+
+        step = winner.graph if role == "engine" else self.target.source_graph
+        write_plain_bundle(
+            folder,
+            engine=None,
+            graph=self._graph(step),
+            spec_folder=last_of(step, Format.VIT, self.runner).folder,
+            planned={"runtime": "onnxruntime", "precision": winner.precision if role == "engine" else "fp32"},
+        )
+
+    def _graph(self, step: PlannedStep) -> Artifact:
+        return last_of(step, Format.ONNX, self.runner)
+
+    def _file(self, step: PlannedStep) -> Path:
+        return self._graph(step).folder / GRAPH_FILE
+
+
+def _graph_bytes(graph: Artifact) -> int:
+    """Size of a graph with its weights."""
+    files = graph.manifest.files
+    return sum(file.size_bytes for name, file in files.items() if name.startswith(GRAPH_FILE))

@@ -1,0 +1,188 @@
+"""What the builds of all targets share, at hand or not: the display, what is kept, specs, agreement of the stages."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_answers
+from pipeline.events import Event
+from pipeline.plan import AwayPlan, Plan, TargetPlan
+from pipeline.planner import PlannedStep
+from pipeline.reference import Reference, spec_in
+from pipeline.runner import Runner
+from stages.artifact import Artifact, Format
+from stages.data.images import ImageSet, check_labels
+from stages.stage import Role
+from stages.vit.spec import ViTSpec
+from targets.errors import InputError
+from targets.record import digest_of
+
+AGREEMENT_IMAGES = 512
+"""images of `select` that stages are compared on, at most"""
+MEASURING_CODE = (
+    "pipeline/validation.py",
+    "pipeline/answers.py",
+    "pipeline/pixels.py",
+    "pipeline/statistics.py",
+    "pipeline/features.py",
+    "targets/measure",
+    "targets/agent",
+)
+
+
+@dataclass(kw_only=True)
+class TargetWork:
+    """The work for one target."""
+
+    plan: Plan
+    target: TargetPlan | AwayPlan
+    runner: Runner
+    reuse: bool
+
+    @property
+    def pixels(self) -> Path:
+        """Folder for decoded images."""
+        return self.runner.store.root / "pixels"
+
+    def refuse_labels(self, before: ViTSpec) -> None:
+        """Refuse labels that the answers cannot have, as soon as it is known what they can."""
+        evaluate, texts = self.plan.images.get(Role.EVALUATE), self.plan.recipe.measure.text_embeddings
+        if evaluate is None:
+            return
+        if texts is not None:
+            from pipeline.features import load_text_embeddings
+
+            check_labels(evaluate, len(load_text_embeddings(texts)))
+        elif before.classes:
+            check_labels(evaluate, before.classes)
+
+    def reference(self, baseline: Path, key: str, before: ViTSpec) -> Reference:
+        """What stages and candidates are compared with: the answers of a baseline, an engine's folder or a graph."""
+        images = self.select()
+        some = images.subset(range(min(len(images), AGREEMENT_IMAGES)))
+        return Reference(images=some, baseline=baseline, key=key, spec=before, folder=self.pixels)
+
+    def stage_agreements(self, reference: Reference, tell: Tell) -> dict[str, tuple[float, float | None]]:
+        """Agreement with the source on `select` after every step of the compressed line that changed the model."""
+        found: dict[str, tuple[float, float | None]] = {}
+        select = self.plan.images.get(Role.SELECT)
+        if select is None:
+            return found
+        for step in self.target.graph.line()[len(self.plan.source.line()) :]:
+            artifact = self.runner.bring(step)
+            if step.stage == "export":
+                continue  # parity with torch is checked there: its answers are those of the step before
+            key = digest_of([step.key, reference.key, reference.images.fingerprint])
+            kept = self.runner.store.get_record("agreement", key)
+            if kept is None:
+                kept = self._agreement(artifact, reference, prefixed(tell, step.title))
+                self.runner.store.put_record("agreement", key, kept)
+            found[step.key] = (kept["agreement"], kept["top1"])
+        return found
+
+    def _agreement(self, artifact: Artifact, reference: Reference, tell: Tell) -> dict[str, Any]:
+        if artifact.manifest.holds == Format.VIT:
+            answers = torch_answers(artifact.folder, reference.pixels_for(artifact.folder), tell=tell)
+        else:
+            answers = engine_answers(
+                artifact.folder / "model.onnx",
+                reference.pixels_for(artifact.folder),
+                tell=tell,
+                precision=str(artifact.manifest.options.get("precision", "fp32")),
+            )
+        labels = reference.images.labels
+        right = (
+            float((answers.argmax(axis=1) == labels).mean()) if labels is not None and reference.spec.classes else None
+        )
+        return {"agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)), "top1": right}
+
+    def select(self) -> ImageSet:
+        """Images that choices are made on."""
+        for role in (Role.SELECT, Role.FIT, Role.TRAIN):
+            if role in self.plan.images:
+                return self.plan.images[role]
+        raise InputError("the recipe needs images for data.select: candidates are compared on them")
+
+    def check(self, title: str, work: Callable[[Tell], Any], *, cached: bool = False) -> Any:
+        """Do something that is no planned step, and show it as one."""
+        runner = self.runner
+        runner.position += 1
+        place: dict[str, Any] = {
+            "target": runner.target,
+            "step": title,
+            "index": runner.position,
+            "total": max(runner.total, runner.position),
+        }
+        runner.watch(Event(kind="step_started", **place))
+        started = time.monotonic()
+        result = work(
+            lambda message, share: runner.watch(Event(kind="progress", message=message, share=share, **place))
+        )
+        runner.watch(Event(kind="step_finished", seconds=time.monotonic() - started, cached=cached, **place))
+        return result
+
+    def kept(self, kind: str, key: str, record: type[Any]) -> Any:
+        """What the store has of an earlier build; None where it has nothing, or all is to be done anew."""
+        found = self.runner.store.get_record(kind, key) if self.reuse else None
+        if found is not None:
+            with suppress(ValidationError):
+                return record.model_validate(found)
+        return None
+
+    def spec_of(self, step: PlannedStep) -> ViTSpec:
+        """Spec of the model that a step builds on."""
+        return spec_in(self.model_of(step).folder)
+
+    def model_of(self, step: PlannedStep) -> Artifact:
+        """The model that a step builds on."""
+        return last_of(step, Format.VIT, self.runner)
+
+
+def last_of(step: PlannedStep, holds: Format, runner: Runner) -> Artifact:
+    """The last artifact of a format on the way to a step."""
+    for one in reversed(step.line()):
+        artifact = runner.bring(one)
+        if artifact.manifest.holds == holds:
+            return artifact
+    raise InputError(f"{step.title} does not build on a {holds}")
+
+
+def engine_bytes(artifact: Artifact) -> int:
+    """Size of an engine's files."""
+    return sum(file.size_bytes for name, file in artifact.manifest.files.items() if name != "engine.json")
+
+
+def engine_facts(artifact: Artifact) -> Mapping[str, Any]:
+    """What engine.json says."""
+    facts: Mapping[str, Any] = json.loads((artifact.folder / "engine.json").read_text())
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """What is installed of what a build uses."""
+    found = {"python": platform.python_version()}
+    for name in (
+        "vitrim",
+        "torch",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+        "nncf",
+        "numpy",
+    ):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

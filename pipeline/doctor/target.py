@@ -1,0 +1,164 @@
+"""What a target needs of this machine: processor, runtimes, GPU and its driver, Jetson and its JetPack."""
+
+from typing import Any
+
+from pipeline.doctor.finding import Finding, fix, good, in_range, warning
+from pipeline.doctor.sources import Sources
+from targets.jetson import Jetson
+from targets.nvidia import GpuNow, Reading, is_called
+from targets.profile import TargetProfile, usable_runtimes
+
+_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+
+
+def examine_target(profile: TargetProfile, sources: Sources) -> list[Finding]:
+    """Name every mismatch between a target and this machine."""
+    if profile.status == "unsupported":
+        return [fix(profile.name, "not supported", profile.reason or "")]
+    facts = sources.probe()
+    found = [*_processor(profile, facts), *_runtimes(profile, facts, sources)]
+    if profile.board.kind == "gpu":
+        found += _discrete(profile, sources.gpus(), sources)
+    if profile.board.kind == "jetson":
+        found += _jetson(profile, sources.jetson())
+    return found
+
+
+def _processor(profile: TargetProfile, facts: dict[str, Any]) -> list[Finding]:
+    board, found = profile.board, []
+    if board.architecture != "any":
+        here = facts["architecture"]
+        if here == board.architecture:
+            found.append(good("architecture", here))
+        else:
+            text = f"{here}, the target is {board.architecture}"
+            found.append(fix("architecture", text, "run vitrim on such a machine"))
+    lacking = [one for one in board.instruction_sets if one not in facts["instruction_sets"]]
+    if lacking:
+        text = f"{facts['cpu_model']} lacks {', '.join(lacking)}"
+        remedy = "choose another target, or switch them on in the firmware or hypervisor"
+        found.append(fix("instruction sets", text, remedy))
+    elif board.instruction_sets:
+        found.append(good("instruction sets", ", ".join(board.instruction_sets)))
+    return found
+
+
+def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -> list[Finding]:
+    """One line for each runtime; what none of them can do stands in the way."""
+    usable = usable_runtimes(profile, facts=facts, installed=sources.runtime)
+    any_works = any(reason is None for _, reason in usable)
+    found = []
+    for choice, reason in usable:
+        what = f"{profile.name}: {choice.name}"
+        if reason is None:
+            version = sources.runtime(choice.name)
+            found.append(good(what, f"{version} usable in {', '.join(choice.precisions)}"))
+            continue
+        remedy = ""
+        if "not installed" in reason or "is installed" in reason:
+            remedy = f'pip install "vitrim[{_EXTRAS.get(choice.name, choice.name)}]"'
+        found.append((warning if any_works else fix)(what, reason, remedy))
+    return found
+
+
+def _discrete(profile: TargetProfile, reading: Reading, sources: Sources) -> list[Finding]:
+    board, gpu = profile.board, profile.board.gpu
+    assert gpu is not None  # profiles of this kind have one
+    if not reading.how:
+        remedy = "install NVIDIA's driver (start a container with --gpus all); pip install nvidia-ml-py"
+        return [fix("GPU", f"cannot tell: {reading.why_not}", remedy)]
+    if not reading.gpus:
+        return [fix("GPU", f"{reading.how} finds none", f"run vitrim on a machine with {board.description}")]
+    alike = [one for one in reading.gpus if one.compute_capability == gpu.compute_capability.value]
+    wanted = f"compute capability {gpu.compute_capability.value}"
+    if not alike:
+        there = "; ".join(f"{one.name} ({one.compute_capability or 'not told'})" for one in reading.gpus)
+        return [fix("GPU", f"{there}; the target needs {wanted}", f"run vitrim on a machine with {board.description}")]
+    chosen = next((one for one in alike if is_called(one.name, gpu.name)), alike[0])
+    found = [_gpu(chosen, gpu.name, wanted, reading.how)]
+    if profile.software.driver is not None:
+        unknown = f"{reading.how} does not tell the driver's version"
+        remedy = "install a newer driver from NVIDIA, then restart"
+        found.append(
+            in_range("NVIDIA driver", reading.driver, profile.software.driver.value, remedy=remedy, unknown=unknown)
+        )
+    if profile.software.cuda is not None:
+        unknown = f"{reading.how} does not tell which CUDA the driver supports"
+        remedy = "a newer driver supports a newer CUDA"
+        found.append(in_range("CUDA", reading.cuda, profile.software.cuda.value, remedy=remedy, unknown=unknown))
+    found += [_slowed(chosen), _others(chosen, sources.own_pids)]
+    if profile.power.clocks == "pinned":
+        text = "the target is measured at pinned clocks; whether they are cannot be read"
+        found.append(warning("GPU clocks", text, "sudo nvidia-smi --lock-gpu-clocks=MHZ, at what the card can hold"))
+    return found
+
+
+def _gpu(one: GpuNow, name: str, wanted: str, how: str) -> Finding:
+    text = f"{one.name}, {wanted} ({how})"
+    if is_called(one.name, name):
+        return good("GPU", text)
+    return warning("GPU", f"{text}; the target is {name}", "engines run; figures and budgets are those of another card")
+
+
+def _slowed(one: GpuNow) -> Finding:
+    heat = "" if one.temperature_c is None else f", {one.temperature_c} °C"
+    clock = "" if one.clock_mhz is None else f", {one.clock_mhz} of {one.clock_max_mhz or '?'} MHz"
+    if one.slowed_by is None:
+        return warning("GPU throttling", f"the driver does not tell{heat}{clock}", "watch nvidia-smi -q -d PERFORMANCE")
+    if one.slowed_by:
+        return fix(
+            "GPU throttling",
+            f"slowed down by {', '.join(one.slowed_by)}{heat}{clock}",
+            "let it cool, look at fans and power limit; what is measured meanwhile is void",
+        )
+    return good("GPU throttling", f"none{heat}{clock}")
+
+
+def _others(one: GpuNow, own: frozenset[int]) -> Finding:
+    if one.processes is None:
+        return warning("GPU processes", "the driver does not tell", "look with nvidia-smi")
+    others = [pid for pid in one.processes if pid not in own]
+    used = "" if one.memory_used_bytes is None else f"; {one.memory_used_bytes / 2**30:.1f} GiB of its memory in use"
+    if others:
+        text = f"{len(others)} others compute on it ({', '.join(map(str, others[:5]))}){used}"
+        return warning("GPU processes", text, "end them before you measure")
+    return good("GPU processes", f"no others{used}")
+
+
+def _jetson(profile: TargetProfile, found: Jetson | None) -> list[Finding]:
+    board, software, power = profile.board, profile.software, profile.power
+    if found is None:
+        remedy = f"run vitrim on {board.description}"
+        return [fix("Jetson", "this machine is none", remedy)]
+    lines = [_module(profile, found)]
+    if software.jetpack is not None:
+        unknown = f"L4T {found.l4t} belongs to no JetPack that is known" if found.l4t else "L4T could not be read"
+        remedy = "flash it with a JetPack of that range"
+        lines.append(in_range("JetPack", found.jetpack, software.jetpack.value, remedy=remedy, unknown=unknown))
+    if software.cuda is not None:
+        unknown = "no CUDA at /usr/local/cuda"
+        remedy = "install the CUDA of this JetPack: sudo apt install nvidia-jetpack"
+        lines.append(in_range("CUDA", found.cuda, software.cuda.value, remedy=remedy, unknown=unknown))
+    if power.mode is not None:
+        wanted = power.mode.value
+        if found.power_mode == wanted:
+            lines.append(good("power mode", wanted))
+        elif found.power_mode is None:
+            lines.append(warning("power mode", f"nvpmodel does not tell; the target is {wanted}", "sudo nvpmodel -q"))
+        else:
+            remedy = f"sudo nvpmodel -m ID of {wanted} (see nvpmodel -p --verbose), before anything is built"
+            lines.append(fix("power mode", f"{found.power_mode}, the target is {wanted}", remedy))
+    if power.clocks == "pinned":
+        text = "the target is measured at pinned clocks; whether they are is told by jetson_clocks --show"
+        lines.append(warning("clocks", text, "sudo jetson_clocks, after the power mode is set"))
+    return lines
+
+
+def _module(profile: TargetProfile, found: Jetson) -> Finding:
+    parts = profile.board.part_numbers
+    if not parts:
+        return warning("Jetson", f"{found.model}; the profile names no part number to compare with")
+    if any(part in name for part in parts for name in found.compatible):
+        return good("Jetson", found.model)
+    text = f"{found.model}, the target is {profile.board.description} ({' or '.join(parts)})"
+    return fix("Jetson", text, "choose the target of this module: `vitrim targets list`")

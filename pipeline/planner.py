@@ -1,0 +1,135 @@
+"""Planned steps: a stage with its options, the steps before it, and the key of what it makes. Nothing runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.keys import step_key
+from stages.artifact import Format
+from stages.catalog import get_stage
+from stages.stage import Role
+from targets.errors import InputError
+from targets.profile import TargetProfile
+from targets.record import Record
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+    from stages.data.images import ImageSet
+
+SOURCE_STAGES = ("source", "finetune")
+"""stages before the model that everything is compared with"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """One step: a stage with checked options and a key."""
+
+    stage: str
+    title: str
+    options: Record
+    key: str
+    previous: "PlannedStep | None"
+    roles: tuple[Role, ...] = ()
+    profile: TargetProfile | None = None
+    """only for a target-bound stage"""
+    device: str | None = None
+    """fingerprint of the device, likewise"""
+    searched: bool = False
+    """it depends on what a search decides, so that it is not yet what will run"""
+
+    def line(self) -> "tuple[PlannedStep, ...]":
+        """All steps from the first to this one."""
+        return (*(self.previous.line() if self.previous else ()), self)
+
+
+class Planner:
+    """Turns a recipe and opened images into planned steps."""
+
+    def __init__(self, recipe: "Recipe", images: Mapping[Role, "ImageSet"]) -> None:
+        self.recipe = recipe
+        self.images = images
+        self.fingerprints = {role: one.fingerprint for role, one in images.items()}
+
+    def step(
+        self,
+        name: str,
+        options: Record,
+        *,
+        after: PlannedStep | None,
+        title: str | None = None,
+        profile: TargetProfile | None = None,
+        device: str | None = None,
+    ) -> PlannedStep:
+        """Plan one stage after another step; refuses when it needs images that the recipe does not name."""
+        stage = get_stage(name)
+        roles = stage.roles(options)
+        for role in roles:
+            if role not in self.images:
+                raise InputError(
+                    f"{name} reads images for {role.value!r}, but the recipe has no data.{role.value}; add it"
+                )
+        key = step_key(
+            stage,
+            options,
+            input_key=after.key if after else None,
+            images=self.fingerprints,
+            seed=self.recipe.seed,
+            device=device,
+        )
+        return PlannedStep(
+            stage=name,
+            title=title or name,
+            options=options,
+            key=key,
+            previous=after,
+            roles=roles,
+            profile=profile if stage.target_bound else None,
+            device=device if stage.target_bound else None,
+            searched=(after is not None and after.searched) or is_auto(name, options),
+        )
+
+    def again(self, step: PlannedStep, *, after: PlannedStep, title: str) -> PlannedStep:
+        """Plan the same step of another model."""
+        return self.step(step.stage, step.options, after=after, title=title, profile=step.profile, device=step.device)
+
+    def source(self) -> PlannedStep:
+        """The source line: the model as the user gave it, fine-tuned if the recipe says so."""
+        last = self.step("source", self.recipe.model, after=None)
+        for step in self.recipe.steps:
+            if step.stage in SOURCE_STAGES:
+                last = self.step(step.stage, step.options, after=last, title=step.title)
+        return last
+
+    def continue_with(self, start: PlannedStep, *, only: Format | None = None, symmetric: bool = False) -> PlannedStep:
+        """Apply the recipe's steps to a model.
+
+        only: keeps those that consume this format, and the export. symmetric: quantize so, whatever the recipe says.
+        """
+        last = start
+        for step in self.recipe.steps:
+            stage = get_stage(step.stage)
+            if step.stage in SOURCE_STAGES:
+                continue
+            if only and stage.consumes != only and step.stage != "export":
+                continue
+            options = step.options
+            if symmetric and getattr(options, "symmetric", None) is False:
+                options = options.replace(symmetric=True)
+            last = self.step(step.stage, options, after=last, title=step.title)
+        return last
+
+    def export_of(self, start: PlannedStep) -> PlannedStep:
+        """The fp32 graph of a model, with the recipe's export options."""
+        step = next(step for step in self.recipe.steps if step.stage == "export")
+        return self.step("export", step.options, after=start)
+
+
+def is_auto(stage: str, options: Record) -> bool:
+    """Whether a step leaves its shapes to a search."""
+    return stage == "prune" and getattr(options, "blocks", None) == "auto"
+
+
+def graph_precision(graph: PlannedStep) -> str:
+    """What precision the graph that is compiled holds: that of the last quantize step, else fp32."""
+    quantize = [step for step in graph.line() if step.stage == "quantize"]
+    return str(getattr(quantize[-1].options, "precision", "int8")) if quantize else "fp32"
