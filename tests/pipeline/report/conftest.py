@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.record import Change, Report
+from pipeline.report.record import Change, Proof, Report
 from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision
 from pipeline.verdict import judge
 from targets.profile import Budget
@@ -60,7 +60,8 @@ def hostile_report() -> Report:
         accuracy=full.accuracy.replace(metric=text),
         stages=tuple(one.replace(name=text, key=text, summary=text, facts={text: [text]}) for one in full.stages),
         candidates=tuple(one.replace(runtime=text, precision=text, reason=text) for one in full.candidates),
-        parity=full.parity.replace(tolerance=text),
+        parity=full.parity.replace(tolerance=text, proxy=text),
+        proof=full.proof.replace(away=text, proven=(text,), unproven=(text, text), left=(text,), floor_note=text),
         operators={role: tuple(one.replace(operator=text) for one in rows) for role, rows in full.operators.items()},
         parameters_by_part={text: Change(before=1, after=1)},
         conditions={text: text, "before": {text: text}, "after": {text: [text, {text: text}]}},
@@ -248,6 +249,42 @@ def long_report() -> Report:
     )
 
 
+def away_report() -> Report:
+    """The example, had its target been elsewhere: an engine built ahead of time, accuracy by a proxy, no times."""
+    full = example_report()
+    proxy = "the same graph in onnxruntime 1.32.0, on this machine's processor"
+    proof = Proof(
+        engine="built ahead of time",
+        away="the target has NVIDIA GeForce RTX 4090 (8.9), this machine has no NVIDIA GPU",
+        proven=("TensorRT-RTX 1.7.1 builds the engine for compute capability 8.9, in 3.1 s, without a GPU",),
+        unproven=("accuracy of the engine itself", "latency, memory, power: nothing was measured on the target"),
+        left=("load the engine, which was built ahead of time", "tensorrt int8: build the engine"),
+        floor_ms=0.0038,
+        floor_note="bound by computing; not known: size of the cache",
+    )
+    accuracy, budget = full.accuracy.replace(proxy=proxy), Budget(accuracy_drop_points=1.0, latency_p50_ms=1.0)
+    return full.replace(
+        target=full.target.replace(name="rtx-4090", runtime="tensorrt_rtx", chosen="by rule"),
+        verdict=judge(
+            budget,
+            accuracy=accuracy,
+            latency=None,
+            memory_bytes=None,
+            engine_bytes=None,
+            parity=None,
+            never_ran="the engine was built ahead of time and never ran",
+        ),
+        accuracy=accuracy,
+        latency_ms=None,
+        other_batches=(),
+        throughput_ips=None,
+        memory_bytes=None,
+        operators={},
+        parity=full.parity.replace(proxy=proxy),
+        proof=proof,
+    )
+
+
 REPORTS = {
     "example": example_report,
     "bare": bare_report,
@@ -259,6 +296,7 @@ REPORTS = {
     "quick": quick_report,
     "long": long_report,
     "searched": searched_report,
+    "away": away_report,
 }
 
 
