@@ -2,18 +2,20 @@
 
 What can be known without the board is: the graph answers like torch, and how accurate it is in another runtime, on this
 machine's processor. Both are told as a proxy. The choice among candidates is a rule: an engine that could be built here
-comes first, then the profile's order.
+comes first, then the highest peak of the board among the precisions that agree with the source.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.answers import Tell
+from pipeline.answers import Tell, prefixed
 from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
-from pipeline.choose import Choice
+from pipeline.choose import Choice, slack_of
 from pipeline.keys import code_digest, content_digest
 from pipeline.plan import AwayPlan, Prepared
 from pipeline.planner import PlannedStep
+from pipeline.reference import Reference
 from pipeline.report.compose import Built, compose
 from pipeline.report.record import CandidateRow, Report
 from pipeline.validation import Engines, Subject, Validation, validate_graph
@@ -43,10 +45,9 @@ class AwayBuild(TargetWork):
         for step in self.target.steps():
             self.runner.bring(step)
         reference = self.reference(self._file(self.target.source_graph), self.target.source_graph.key, before)
-        agreements = self.check("compare stages", lambda tell: self.stage_agreements(reference, tell))
-        winner = self.target.candidates[0]
-        graph_agreement = agreements.get(winner.graph.key, (None, None))[0]
-        choice = self.check("choose by rule", lambda tell: self._choice(graph_agreement))
+        choice = self.check("choose by rule", lambda tell: self._choice(reference, tell))
+        winner = next(one for one in self.target.candidates if one.name == choice.winner)
+        agreements = self.check("compare stages", lambda tell: self.stage_agreements(winner.graph, reference, tell))
         subject = self._subject(winner, before)
         key = self._validation_key(winner)
         kept = self.kept("validation", key, Validation)
@@ -86,10 +87,16 @@ class AwayBuild(TargetWork):
         )
         return report
 
-    def _choice(self, agreement: float | None) -> Choice:
+    def _choice(self, reference: Reference, tell: Tell) -> Choice:
         """Which candidate stands in the bundle, and what there is of each."""
+        agreements = {
+            one.name: self.agreement_of(one.graph, reference, prefixed(tell, one.name))[0]
+            for one in self.target.candidates
+        }
+        peaks = {precision: peak.value for precision, peak in self.target.profile.board.peak_tera_ops_s.items()}
+        winner = by_rule(self.target, agreements, peaks)
         rows = []
-        for place, one in enumerate(self.target.candidates):
+        for one in sorted(self.target.candidates, key=lambda one: one is not winner):
             built = self.runner.bring(one.engine) if one.engine else None
             what = "its engine was built ahead of time" if built else f"the board has to {one.left}"
             rows.append(
@@ -97,13 +104,13 @@ class AwayBuild(TargetWork):
                     runtime=one.runtime,
                     precision=one.precision,
                     p50_ms=None,
-                    agreement=agreement,
+                    agreement=agreements[one.name],
                     bytes=engine_bytes(built) if built else None,
-                    chosen=place == 0,
-                    reason=f"by rule, nothing was measured: {what}" if place == 0 else what,
+                    chosen=one is winner,
+                    reason=f"by rule, nothing was measured: {what}" if one is winner else what,
                 )
             )
-        return Choice(winner=self.target.candidates[0].name, rows=tuple(rows))
+        return Choice(winner=winner.name, rows=tuple(rows))
 
     def _subject(self, winner: Prepared, before: ViTSpec) -> Subject:
         return Subject(
@@ -164,6 +171,18 @@ class AwayBuild(TargetWork):
 
     def _file(self, step: PlannedStep) -> Path:
         return self._graph(step).folder / GRAPH_FILE
+
+
+def by_rule(target: AwayPlan, agreements: Mapping[str, float], peaks: Mapping[str, float]) -> Prepared:
+    """Choose without a measurement. agreements: with the source, by candidate. peaks: of the board, by precision.
+
+    Engines that could be built here come before those that could not. Among their candidates that agree with the source
+    about as well as the best, the one whose precision has the highest peak, then the profile's order.
+    """
+    built = [one for one in target.candidates if one.engine] or list(target.candidates)
+    best = max(agreements[one.name] for one in built)
+    fit = [one for one in built if agreements[one.name] >= best - slack_of(target.budget)]
+    return max(fit or built, key=lambda one: peaks.get(one.precision, 0.0))
 
 
 def _graph_bytes(graph: Artifact) -> int:

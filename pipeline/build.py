@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.answers import Tell
 from pipeline.away import AwayBuild
 from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
-from pipeline.choose import Choice, choose
+from pipeline.choose import Choice, choose, slack_of
 from pipeline.events import Event, Watcher, ignore
 from pipeline.floors import floor_on
 from pipeline.keys import code_digest, content_digest
@@ -116,10 +116,10 @@ class _TargetBuild(TargetWork):
             self.runner.bring(step)
         baseline = self._engine(self._baseline)
         lazy = self.reference(baseline, self._baseline.key, before)
-        agreements = self.check("compare stages", lambda tell: self.stage_agreements(lazy, tell))
         choice = self.check("compare candidates", lambda tell: self._choose(lazy, baseline, tell))
         choice = choice.joined_with(self.pair)
         winner = next(one for one in self.target.candidates if one.name == choice.winner)
+        agreements = self.check("compare stages", lambda tell: self.stage_agreements(winner.graph, lazy, tell))
         subject = self._subject(winner, before)
         key = self._validation_key(winner)
         kept = self.kept("validation", key, Validation)
@@ -174,6 +174,7 @@ class _TargetBuild(TargetWork):
                 [one.key for one in engines.values()],
                 reference.key,
                 reference.images.fingerprint,
+                slack_of(self.target.budget),
                 code_digest(("pipeline/choose.py", *MEASURING_CODE)),
             ]
         )
@@ -190,6 +191,7 @@ class _TargetBuild(TargetWork):
             has_head=bool(reference.spec.classes),
             threads=self.target.profile.threads,
             sizes={name: engine_bytes(self.runner.bring(one)) for name, one in engines.items()},
+            slack=slack_of(self.target.budget),
             tell=tell,
         )
         self.runner.store.put_record("choice", key, made.model_dump(mode="json"))

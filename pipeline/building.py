@@ -70,23 +70,28 @@ class TargetWork:
         some = images.subset(range(min(len(images), AGREEMENT_IMAGES)))
         return Reference(images=some, baseline=baseline, key=key, spec=before, folder=self.pixels)
 
-    def stage_agreements(self, reference: Reference, tell: Tell) -> dict[str, tuple[float, float | None]]:
-        """Agreement with the source on `select` after every step of the compressed line that changed the model."""
+    def stage_agreements(
+        self, graph: PlannedStep, reference: Reference, tell: Tell
+    ) -> dict[str, tuple[float, float | None]]:
+        """Agreement with the source on `select` after every step up to a graph that changed the model."""
         found: dict[str, tuple[float, float | None]] = {}
         select = self.plan.images.get(Role.SELECT)
         if select is None:
             return found
-        for step in self.target.graph.line()[len(self.plan.source.line()) :]:
-            artifact = self.runner.bring(step)
-            if step.stage == "export":
-                continue  # parity with torch is checked there: its answers are those of the step before
-            key = digest_of([step.key, reference.key, reference.images.fingerprint])
-            kept = self.runner.store.get_record("agreement", key)
-            if kept is None:
-                kept = self._agreement(artifact, reference, prefixed(tell, step.title))
-                self.runner.store.put_record("agreement", key, kept)
-            found[step.key] = (kept["agreement"], kept["top1"])
+        for step in graph.line()[len(self.plan.source.line()) :]:
+            if step.stage != "export":  # parity with torch is checked there: its answers are those of the step before
+                found[step.key] = self.agreement_of(step, reference, tell)
         return found
+
+    def agreement_of(self, step: PlannedStep, reference: Reference, tell: Tell) -> tuple[float, float | None]:
+        """Agreement of a model or graph with the source on `select`, and its top-1 where there are labels."""
+        artifact = self.runner.bring(step)
+        key = digest_of([step.key, reference.key, reference.images.fingerprint])
+        kept = self.runner.store.get_record("agreement", key)
+        if kept is None:
+            kept = self._agreement(artifact, reference, prefixed(tell, step.title))
+            self.runner.store.put_record("agreement", key, kept)
+        return kept["agreement"], kept["top1"]
 
     def _agreement(self, artifact: Artifact, reference: Reference, tell: Tell) -> dict[str, Any]:
         if artifact.manifest.holds == Format.VIT:

@@ -7,23 +7,28 @@ Nothing here reads `evaluate`.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.answers import Tell, engine_answers, likeness, prefixed
 from pipeline.plan import Candidate
 from pipeline.report.record import CandidateRow
 from targets.errors import StageError
+from targets.profile import Budget
 from targets.record import Record
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.pixels import Pixels
     from pipeline.statistics import Booleans, Floats
 
 AGREEMENT_SLACK = 0.01
-"""a candidate may agree with the source this much less than the best one and still win by speed"""
+"""a candidate may agree with the source this much less than the best one and still win by speed, without a budget"""
 DOUBTFUL_SLACK = 0.03
 """the same where the images are too few to tell the two apart (exact McNemar test)"""
 SIGNIFICANT = 0.05
+TOLD, TELLING_SHARE = 3, 0.05
+"""kinds of operators that a slower candidate's reason names, and the least share of time that is worth it"""
 
 
 class Choice(Record):
@@ -46,6 +51,14 @@ class Choice(Record):
         return Choice(winner=self.winner, rows=(*(won if lost else self.rows), *lost))
 
 
+def slack_of(budget: Budget) -> float:
+    """How much less than the best a candidate may agree with the source: as many images as the budget lets be lost.
+
+    An image on which a candidate disagrees need not be lost, so this is on the safe side.
+    """
+    return max(AGREEMENT_SLACK, (budget.accuracy_drop_points or 0) / 100)
+
+
 def choose(
     candidates: Mapping[str, Candidate],
     engines: Mapping[str, Path],
@@ -57,11 +70,12 @@ def choose(
     has_head: bool,
     threads: int | None,
     sizes: Mapping[str, int],
+    slack: float = AGREEMENT_SLACK,
     tell: Tell,
 ) -> Choice:
     """Measure and decide. Order: preference. reference: the baseline's answers to `select`.
 
-    pixels: images of `select` as the candidates read them, and as the baseline does.
+    pixels: images of `select` as the candidates read them, and as the baseline does. slack: see `slack_of`.
 
     A later candidate must be faster than the preferred one beyond doubt: the 95 % interval of the ratio excludes 1.
     """
@@ -75,7 +89,8 @@ def choose(
         ((name, only),) = candidates.items()
         row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
         return Choice(winner=name, rows=(row,))
-    return _by_speed(candidates, engines, baseline, agreements, same, pixels, baseline_pixels, threads, sizes, tell)
+    fit = as_good_as_the_best(agreements, same, slack=slack)
+    return _by_speed(candidates, engines, baseline, agreements, fit, pixels, baseline_pixels, threads, sizes, tell)
 
 
 def _by_speed(
@@ -83,7 +98,7 @@ def _by_speed(
     engines: Mapping[str, Path],
     baseline: Path,
     agreements: Mapping[str, float],
-    same: "Mapping[str, Booleans]",
+    fit: list[str],
     pixels: "Pixels",
     baseline_pixels: "Pixels",
     threads: int | None,
@@ -108,7 +123,6 @@ def _by_speed(
     )
     measured = comparison.measurements
     best = max(agreements.values())
-    fit = as_good_as_the_best(agreements, same)
     if not fit:
         told = ", ".join(f"{name} {share:.1%}" for name, share in agreements.items())
         raise StageError(f"no candidate gives finite answers: {told}")
@@ -127,11 +141,26 @@ def _by_speed(
         else:
             ratio, (low, high) = paired_ratio(measured[name], measured[winner])
             reason = f"takes {ratio:.2f} [{low:.2f}, {high:.2f}] times as long as {winner}"
+            where = where_time_goes(engines[name], pixels.inputs(batch), threads=threads)
+            reason += f"; {where}" if where else ""
         rows.append(_row(candidate, p50, agreements[name], sizes[name], chosen=name == winner, reason=reason))
     return Choice(winner=winner, rows=tuple(rows))
 
 
-def as_good_as_the_best(agreements: Mapping[str, float], same: "Mapping[str, Booleans]") -> list[str]:
+def where_time_goes(engine: Path, inputs: "NDArray[Any]", *, threads: int | None) -> str:
+    """`its time: 41 % MatMul, 20 % Softmax`; empty where the runtime does not tell. inputs: one query."""
+    from targets.worker import Worker
+
+    with Worker(threads=threads) as worker:
+        worker.load(engine)
+        rows = worker.profile(inputs)
+    told = ", ".join(f"{row['share']:.0%} {row['operator']}" for row in rows[:TOLD] if row["share"] >= TELLING_SHARE)
+    return f"its time: {told}" if told else ""
+
+
+def as_good_as_the_best(
+    agreements: Mapping[str, float], same: "Mapping[str, Booleans]", *, slack: float = AGREEMENT_SLACK
+) -> list[str]:
     """Return those whose answers are near the best's, or not shown to be worse, in order.
 
     agreements: share or mean cosine in 0..1, NaN for answers that are not finite. same: per image, whether the source
@@ -145,7 +174,7 @@ def as_good_as_the_best(agreements: Mapping[str, float], same: "Mapping[str, Boo
     best = max(finite, key=agreements.__getitem__)
     fit = []
     for name in finite:
-        near = agreements[name] >= agreements[best] - AGREEMENT_SLACK
+        near = agreements[name] >= agreements[best] - slack
         if not near and same and agreements[name] >= agreements[best] - DOUBTFUL_SLACK:
             lost, gained, _ = count_changes(same[best], same[name])
             near = mcnemar(lost, gained) >= SIGNIFICANT

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.planner import PlannedStep, Planner, graph_precision
+from pipeline.planner import PlannedStep, Planner
 from pipeline.search.limits import needs_a_limit
 from stages.artifact import Format
 from stages.catalog import get_stage
@@ -47,6 +47,12 @@ class Candidate:
         """`openvino int8`."""
         return f"{self.runtime} {self.precision}"
 
+    @property
+    def graph(self) -> PlannedStep:
+        """End of the compressed line: what the engine is compiled from."""
+        assert self.engine.previous is not None  # an engine is compiled from something
+        return self.engine.previous
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetPlan:
@@ -56,8 +62,6 @@ class TargetPlan:
     budget: Budget
     facts: Mapping[str, Any]
     """of the device that builds and measures"""
-    graph: PlannedStep
-    """end of the compressed line: what engines are compiled from"""
     candidates: tuple[Candidate, ...]
     baselines: Mapping[int, PlannedStep]
     """fp32 engine of the source on the profile's first runtime, by batch size"""
@@ -72,8 +76,13 @@ class TargetPlan:
         return CHECKS + ENGINES * len(self.other_batches)
 
     def steps(self) -> Iterator[PlannedStep]:
-        """Every step that a build of this target certainly needs, in order, each once."""
-        ends = [end for one in self.candidates for end in (one.engine, one.unpruned)]
+        """Every step that a build of this target certainly needs, in order, each once.
+
+        Of several graphs only the chosen one's unpruned counterpart is built.
+        """
+        ends = [one.engine for one in self.candidates]
+        if len({one.graph.key for one in self.candidates}) == 1:
+            ends += [one.unpruned for one in self.candidates]
         return each_once([*ends, self.baselines[self.profile.batch]])
 
 
@@ -105,9 +114,8 @@ class AwayPlan:
     """of the machine that builds"""
     away: str
     """why this machine is not the target"""
-    graph: PlannedStep
     candidates: tuple[Prepared, ...]
-    """in order of preference: what can be built here, then as the profile has them"""
+    """what can be built here first, then as the profile has them"""
     source_graph: PlannedStep
     """fp32 graph of the source, which answers are compared with"""
     passed_over: tuple[tuple[str, str], ...]
@@ -189,14 +197,14 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
             passed_over.append((choice.name, reason))
         else:
             usable.append(choice)
-    symmetric = _needs_symmetric(usable)
-    graph = planner.continue_with(source, symmetric=symmetric)
-    unpruned_graph = planner.continue_with(source, only=Format.ONNX, symmetric=symmetric)
-    precision = graph_precision(graph)
-    fit = [choice for choice in usable if precision in choice.precisions]
-    if not fit:
-        why = "; ".join(f"{name}: {reason}" for name, reason in passed_over) or f"none of its runtimes runs {precision}"
-        raise InputError(f"target {profile.name!r} cannot be built here: {why}; `vitrim doctor` says what to install")
+    needs = _needs(usable, facts)
+    graphs = {
+        precision: (
+            planner.continue_with(source, needs=needs, precision=precision),
+            planner.continue_with(source, only=Format.ONNX, needs=needs, precision=precision),
+        )
+        for precision in _rungs(planner, usable, passed_over)
+    }
 
     def compile_step(after: PlannedStep, runtime: str, precision: str, batch: int, what: str) -> PlannedStep:
         options = get_stage("compile").options(
@@ -212,17 +220,23 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
                 precision=hint,
                 batch=batch,
                 engine=compile_step(graph, choice.name, hint, batch, "engine"),
-                unpruned=compile_step(unpruned_graph, choice.name, hint, batch, "unpruned"),
+                unpruned=compile_step(unpruned, choice.name, hint, batch, "unpruned"),
             )
-            for choice in fit
-            for hint in _precisions(precision, choice.precisions, facts)
+            for choice in usable
+            for precision, (graph, unpruned) in graphs.items()
+            if _runs(choice, precision)
+            for hint in (_hints(precision, choice, facts) if not planner.leaves_precision_open else (precision,))
         )
 
+    if not candidates(profile.batch):
+        wanted = " or ".join(graphs)
+        why = "; ".join(f"{name}: {reason}" for name, reason in passed_over) or f"none of its runtimes runs {wanted}"
+        raise InputError(f"target {profile.name!r} cannot be built here: {why}; `vitrim doctor` says what to install")
     first = next((choice for choice in usable if "fp32" in choice.precisions), None)
     if first is None:
         raise InputError(f"target {profile.name!r} has no usable runtime in fp32 for the baseline")
     budget = recipe.budget_for(profile)
-    if graph.searched:
+    if any(graph.searched for graph, _ in graphs.values()):
         needs_a_limit(budget)
     exported = planner.export_of(source)
     batches = sorted({profile.batch, *recipe.measure.batches})
@@ -230,7 +244,6 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
         profile=profile,
         budget=budget,
         facts=facts,
-        graph=graph,
         candidates=candidates(profile.batch),
         baselines={batch: compile_step(exported, first.name, "fp32", batch, "baseline") for batch in batches},
         other_batches={batch: candidates(batch) for batch in batches if batch != profile.batch},
@@ -238,6 +251,8 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
     )
 
 
+VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""instruction sets of x86 that add products of 8 bits without overflow"""
 NOT_WANTED = "not among the recipe's runtimes"
 
 
@@ -246,6 +261,7 @@ def _plan_away(
 ) -> AwayPlan:
     """Plan all legal candidates; what can be built without the board comes first."""
     from targets.athand import left_to_do
+
     recipe = planner.recipe
     choices, passed_over = [], []
     for choice in profile.runtimes:
@@ -253,31 +269,38 @@ def _plan_away(
             choices.append(choice)
         else:
             passed_over.append((choice.name, NOT_WANTED))
-    graph = planner.continue_with(source, symmetric=_needs_symmetric(choices))
-    precision = graph_precision(graph)
-    if graph.searched:
+    needs = _needs(choices, profile.board.model_dump())
+    graphs = {
+        precision: planner.continue_with(source, needs=needs, precision=precision)
+        for precision in _rungs(planner, choices, passed_over)
+    }
+    if any(graph.searched for graph in graphs.values()):
         raise InputError(
             f"target {profile.name!r} is not at hand ({away}), and prune with blocks: auto chooses shapes by "
             "measurement; write the shapes into the recipe, e.g. those of the report of a target at hand"
         )
     candidates = []
     for choice in choices:
-        if precision not in choice.precisions:
-            passed_over.append(
-                (choice.name, f"it does not run {precision} there; it runs {', '.join(choice.precisions)}")
-            )
-            continue
         built, left = left_to_do(profile, choice)
-        candidates.append(
-            Prepared(
-                runtime=choice.name,
-                precision=precision,
-                batch=profile.batch,
-                graph=graph,
-                engine=_ahead(planner, profile, choice.name, precision, graph) if built else None,
-                left=left,
+        for precision, graph in graphs.items():
+            if not _runs(choice, precision):
+                continue
+            engine = _ahead(planner, profile, choice.name, precision, graph) if built else None
+            candidates.append(
+                Prepared(
+                    runtime=choice.name,
+                    precision=precision,
+                    batch=profile.batch,
+                    graph=graph,
+                    engine=engine,
+                    left=left,
+                )
             )
-        )
+    lacking = {choice.name for choice in choices} - {one.runtime for one in candidates}
+    for choice in choices:
+        if choice.name in lacking:
+            does = f"it does not run {' or '.join(graphs)} there; it runs {', '.join(choice.precisions)}"
+            passed_over.append((choice.name, does))
     if not candidates:
         why = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
         raise InputError(f"nothing can be made for target {profile.name!r}: {why}")
@@ -286,7 +309,6 @@ def _plan_away(
         budget=recipe.budget_for(profile),
         facts=facts,
         away=away,
-        graph=graph,
         candidates=tuple(sorted(candidates, key=lambda one: one.engine is None)),
         source_graph=planner.export_of(source),
         passed_over=tuple(passed_over),
@@ -308,16 +330,44 @@ def _wanted(recipe: "Recipe", choice: RuntimeChoice) -> bool:
     return recipe.runtimes is None or choice.name in recipe.runtimes
 
 
-def _needs_symmetric(choices: Iterable[RuntimeChoice]) -> bool:
-    """Whether a runtime takes quantized graphs with zero points at 0 only, as the TensorRTs do."""
+def _needs(choices: Iterable[RuntimeChoice], processor: Mapping[str, Any]) -> dict[str, bool]:
+    """What an int8 graph must be for the target: options of the quantize step.
+
+    processor: architecture and instruction sets of what runs it.
+    """
     from targets.runtimes.nvidia.capability import LEGAL
 
-    return any(choice.name in LEGAL for choice in choices)
+    if any(choice.name in LEGAL for choice in choices):
+        return {"symmetric": True}  # the TensorRTs take no other zero points than 0
+    saturates = processor["architecture"] == "x86_64" and not VNNI & set(processor["instruction_sets"])
+    return {"half_range": True} if saturates else {}
 
 
-def _precisions(graph: str, legal: tuple[str, ...], facts: Mapping[str, Any]) -> tuple[str, ...]:
+def _rungs(planner: Planner, choices: Iterable[RuntimeChoice], passed_over: list[tuple[str, str]]) -> tuple[str, ...]:
+    """Precisions of the graphs to make: the recipe's one, or for `auto` every one that a runtime of the target runs."""
+    if not planner.leaves_precision_open:
+        return (planner.precision,)
+    choices = list(choices)
+    passed_over += [
+        (choice.name, "bf16: vitrim makes no bf16 graphs yet")
+        for choice in choices
+        if "bf16" in choice.precisions and not _runs(choice, "bf16")
+    ]
+    return tuple(
+        dict.fromkeys(precision for choice in choices for precision in choice.precisions if _runs(choice, precision))
+    )
+
+
+def _runs(choice: RuntimeChoice, precision: str) -> bool:
+    """Whether a runtime runs a graph of this precision; bf16 is a hint for an fp32 graph, which no TensorRT takes."""
+    from targets.runtimes.nvidia.capability import LEGAL
+
+    return precision in choice.precisions and not (precision == "bf16" and choice.name in LEGAL)
+
+
+def _hints(graph: str, choice: RuntimeChoice, facts: Mapping[str, Any]) -> tuple[str, ...]:
     """Precisions to try for a graph: its own, and bf16 for an fp32 graph where the CPU computes in it."""
     isa = set(facts["instruction_sets"])
-    if graph == "fp32" and "bf16" in legal and isa & {"avx512_bf16", "amx_bf16"}:
+    if graph == "fp32" and "bf16" in choice.precisions and isa & {"avx512_bf16", "amx_bf16"}:
         return ("fp32", "bf16")
     return (graph,)

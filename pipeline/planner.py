@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from stages.data.images import ImageSet
 
+FLOAT = ("fp32", "bf16")
+"""precisions of the graph as it is exported: bf16 is a hint to a runtime"""
 SOURCE_STAGES = ("source", "finetune")
 """stages before the model that everything is compared with"""
 
@@ -92,6 +94,17 @@ class Planner:
         """Plan the same step of another model."""
         return self.step(step.stage, step.options, after=after, title=title, profile=step.profile, device=step.device)
 
+    @property
+    def leaves_precision_open(self) -> bool:
+        """Whether every precision that a target runs is a candidate."""
+        return any(leaves_precision_open(step.stage, step.options) for step in self.recipe.steps)
+
+    @property
+    def precision(self) -> str:
+        """What the recipe's graph holds: the precision of its quantize step, else fp32."""
+        steps = [step for step in self.recipe.steps if step.stage == "quantize"]
+        return str(getattr(steps[-1].options, "precision", "int8")) if steps else "fp32"
+
     def source(self) -> PlannedStep:
         """The source line: the model as the user gave it, fine-tuned if the recipe says so."""
         last = self.step("source", self.recipe.model, after=None)
@@ -100,10 +113,19 @@ class Planner:
                 last = self.step(step.stage, step.options, after=last, title=step.title)
         return last
 
-    def continue_with(self, start: PlannedStep, *, only: Format | None = None, symmetric: bool = False) -> PlannedStep:
+    def continue_with(
+        self,
+        start: PlannedStep,
+        *,
+        only: Format | None = None,
+        needs: Mapping[str, bool] | None = None,
+        precision: str | None = None,
+    ) -> PlannedStep:
         """Apply the recipe's steps to a model.
 
-        only: keeps those that consume this format, and the export. symmetric: quantize so, whatever the recipe says.
+        only: keeps those that consume this format, and the export. needs: options of an int8 quantize step that the
+        target demands, whatever the recipe says. precision: what a quantize step with precision `auto` becomes; fp32
+        and bf16 leave it out, as None does.
         """
         last = start
         for step in self.recipe.steps:
@@ -112,10 +134,14 @@ class Planner:
                 continue
             if only and stage.consumes != only and step.stage != "export":
                 continue
-            options = step.options
-            if symmetric and getattr(options, "symmetric", None) is False:
-                options = options.replace(symmetric=True)
-            last = self.step(step.stage, options, after=last, title=step.title)
+            options, title = step.options, step.title
+            if leaves_precision_open(step.stage, options):
+                if precision in (None, *FLOAT):
+                    continue
+                options, title = options.of(precision), f"quantize {precision}"  # type: ignore[attr-defined]
+            if needs and step.stage == "quantize" and getattr(options, "precision", None) == "int8":
+                options = options.replace(**needs)
+            last = self.step(step.stage, options, after=last, title=title)
         return last
 
     def export_of(self, start: PlannedStep) -> PlannedStep:
@@ -129,7 +155,6 @@ def is_auto(stage: str, options: Record) -> bool:
     return stage == "prune" and getattr(options, "blocks", None) == "auto"
 
 
-def graph_precision(graph: PlannedStep) -> str:
-    """What precision the graph that is compiled holds: that of the last quantize step, else fp32."""
-    quantize = [step for step in graph.line() if step.stage == "quantize"]
-    return str(getattr(quantize[-1].options, "precision", "int8")) if quantize else "fp32"
+def leaves_precision_open(stage: str, options: Record) -> bool:
+    """Whether a step stands for several precisions."""
+    return stage == "quantize" and getattr(options, "precision", None) == "auto"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.answers import Tell, engine_answers, torch_answers
 from pipeline.pixels import INPUTS, Pixels
-from pipeline.report.record import Accuracy, OperatorTime, Parity
+from pipeline.report.record import Accuracy, LayerRow, OperatorTime, Parity
 from stages.data.images import ImageSet
 from targets.errors import InputError, StageError
 from targets.measure.measurement import Comparison
@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from targets.profile import Budget
 
 PARITY_IMAGES = 16
-PARITY_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "int8": 0.9, "fp8": 0.9}
+PARITY_COSINE = {
+    "fp32": 0.9999,
+    "bf16": 0.99,
+    "fp16": 0.99,
+    "int8": 0.9,
+    "int8_dynamic": 0.9,
+    "int8_weights": 0.9,
+    "fp8": 0.9,
+}
 """least cosine between the engine's and torch's outputs; quantization moves logits, a broken graph destroys them"""
 
 
@@ -47,6 +55,8 @@ class Validation(Record):
     """by batch size: raw samples of the three engines, interleaved; empty for a target that is not at hand"""
     parity: Parity
     operators: dict[str, tuple[OperatorTime, ...]]
+    layers: tuple[LayerRow, ...] = ()
+    """of the engine"""
     seconds: float
     proxy: str = ""
     """what answered in the engine's place; empty where the engine itself did"""
@@ -105,14 +115,15 @@ def validate(subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, p
     tell("accuracy", None)
     accuracy, per_image = measure_accuracy(subject, evaluate, pixels, tell=tell)
     latencies = measure_latency(subject, read, tell=tell)
-    tell("time by operator", None)
-    operators = measure_operators(subject, read)
+    tell("time by layer", None)
+    operators, layers = measure_layers(subject, read)
     return Validation(
         accuracy=accuracy,
         per_image=per_image,
         latencies=latencies,
         parity=parity,
         operators=operators,
+        layers=layers,
         seconds=time.monotonic() - started,
     )
 
@@ -242,22 +253,31 @@ def measure_latency(subject: Subject, read: Readings, *, tell: Tell) -> dict[str
     return found
 
 
-def measure_operators(subject: Subject, read: Readings) -> dict[str, tuple[OperatorTime, ...]]:
-    """Ask each runtime where its time goes, by kind of operator."""
+def measure_layers(
+    subject: Subject, read: Readings
+) -> tuple[dict[str, tuple[OperatorTime, ...]], tuple[LayerRow, ...]]:
+    """Ask the runtimes what ran: time by kind of operator of baseline and engine, and every layer of the engine."""
+    from targets.runtimes.runtime import by_operator
     from targets.worker import Worker
 
-    found = {}
+    operators: dict[str, tuple[OperatorTime, ...]] = {}
+    found: list[dict[str, Any]] = []
     for role, folder, pixels in (
         ("baseline", subject.engines.baseline[subject.batch], read.source),
         ("engine", subject.engines.engine[subject.batch], read.engine),
     ):
         with Worker(threads=subject.threads) as worker:
             worker.load(folder)
-            rows = worker.profile(pixels.inputs(subject.batch))
-        found[role] = tuple(
-            OperatorTime(operator=row["operator"], share=row["share"], calls=row["calls"]) for row in rows
+            found = worker.layers(pixels.inputs(subject.batch))
+        operators[role] = tuple(OperatorTime.model_validate(row) for row in by_operator(found))
+    whole = sum(row["seconds"] for row in found) or 1.0
+    return operators, tuple(
+        LayerRow(
+            share=row["seconds"] / whole,
+            **{key: row[key] for key in ("name", "operator", "kernel", "precision", "provider", "macs")},
         )
-    return found
+        for row in found
+    )
 
 
 def _top1(answers: "Floats") -> tuple[int, ...]:

@@ -4,6 +4,7 @@ An interval decides, not a value: within when all of it is inside the budget, ov
 undecided. A figure that has no interval by its nature (a size, a percentile that is already a bound) decides by itself.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pipeline.report import figures
@@ -39,11 +40,13 @@ def judge(
     parity: Parity | None,
     baseline_runtime: str = "",
     never_ran: str = "",
+    broken: Sequence[str] = (),
 ) -> Verdict:
     """Hold every key of the budget against its measurement; the worst check is the verdict.
 
     memory_bytes, engine_bytes, parameters and macs are the engine's; baseline_runtime is what the speed-up refers to.
-    never_ran: why the engine did not run, for a target that is not at hand.
+    never_ran: why the engine did not run, for a target that is not at hand. broken: what the target's profile demands
+    of layers and did not happen.
     """
     checks = [
         check
@@ -66,12 +69,12 @@ def judge(
     found: list[Status] = [check.status for check in checks] or ["not_measured"]
     if never_ran:
         found.append("not_measured")
-    if parity is not None and not parity.passed:
+    if broken or (parity is not None and not parity.passed):
         found.append("failed")
     status = min(found, key=WORST_FIRST.index)
     return Verdict(
         status=status,
-        sentence=_sentence(status, checks, accuracy, latency, parity, baseline_runtime, never_ran),
+        sentence=_sentence(status, checks, accuracy, latency, parity, baseline_runtime, never_ran, broken),
         checks=tuple(checks),
     )
 
@@ -193,11 +196,14 @@ def _sentence(
     parity: Parity | None,
     baseline_runtime: str,
     never_ran: str,
+    broken: Sequence[str],
 ) -> str:
     """What decided comes first, then speed and accuracy; the rest is in the table of checks."""
     first = [_clause(check, accuracy) for check in checks if check.status == status != "within"]
     if never_ran:
         first = [never_ran] if status == "not_measured" else [*first, never_ran]
+    if broken:
+        first = list(broken)
     if parity is not None and not parity.passed:
         first = [
             f"the {'graph' if parity.proxy else 'engine'}'s outputs are not the model's: "

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, field_validator
 
 from targets.record import Record
 
-Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_dynamic", "int8_weights", "fp8"]
+"""int8: weights and activations; int8_dynamic: ranges of activations anew in every query; int8_weights: weights only"""
 
 Confidence = Literal["datasheet", "derived", "recalled", "probed"]
 """read in the vendor's document | computed, the source says how | known, not read again: check before you promise

@@ -78,6 +78,17 @@ class ShapeRules(Record):
         return (*(width for width in multiples if width >= self.head_least), most)
 
 
+class Demands(Record):
+    """What must have happened in an engine; else the build fails."""
+
+    fused_attention: bool = False
+    """scores, softmax and weighted sum run as one kernel"""
+    least_macs_share: float | None = Field(
+        default=None, gt=0, le=1, description="of the multiply-accumulates that run in the engine's precision"
+    )
+    providers: tuple[str, ...] = Field(default=(), description="who may run layers; empty: whoever does")
+
+
 class Input(Record):
     """What one query of the target holds."""
 
@@ -107,6 +118,7 @@ class TargetProfile(Record):
     reached: Literal["local", "ssh", "none yet"] = "local"
     verified: Literal["on hardware", "engine built", "not yet"]
     budget: Budget = Budget()
+    demands: Demands = Demands()
     shapes: ShapeRules = ShapeRules()
 
 

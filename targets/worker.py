@@ -255,6 +255,13 @@ class Worker:
         self.rotate(images, batch=batch, preprocess=preprocess)
         return list(self._ask("profile", repeats=repeats))
 
+    def layers(
+        self, images: Array, *, batch: int | None = None, preprocess: Preprocess | None = None, repeats: int = 5
+    ) -> list[dict[str, Any]]:
+        """What ran, layer by layer, slowest first: see `targets.runtimes.runtime.Session.layers`."""
+        self.rotate(images, batch=batch, preprocess=preprocess)
+        return list(self._ask("layers", repeats=repeats))
+
     def matrix_products(self) -> dict[str, int]:
         """How many matrix products and convolutions ran in which precision, as the runtime tells it."""
         return dict(self._ask("matrix_products"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.floors import floor_on
 from pipeline.plan import AwayPlan
-from pipeline.report.proof import never_ran, proof_away, proof_here
+from pipeline.report.proof import broken, never_ran, proof_away, proof_here, proof_of_layers, told_layers
 from pipeline.report.record import (
     BlockRow,
     ByRole,
@@ -95,6 +95,7 @@ def compose(built: Built) -> Report:
             parity=validation.parity,
             baseline_runtime=summary.baseline_runtime,
             never_ran=never_ran(proof),
+            broken=proof.broken,
         ),
         accuracy=validation.accuracy,
         latency_ms=judged,
@@ -150,7 +151,17 @@ def _proof(built: Built, judged: Latency | None) -> Proof:
     """What was shown of the engine, and what was not."""
     winner = built.winner
     floor = floor_on(built.target.profile, built.after, precision=winner.precision, batch=winner.batch)
-    return _shown(built, judged).replace(floor_ms=floor.ms, floor_note=floor.note)
+    shown = _shown(built, judged)
+    attention = any(block.attention != "off" for block in built.after.blocks)
+    shown = shown.replace(
+        floor_ms=floor.ms,
+        floor_note=floor.note,
+        **proof_of_layers(built.validation.layers, attention=attention),
+    )
+    return shown.replace(
+        proven=(*shown.proven, *told_layers(shown)),
+        broken=broken(built.target.profile.demands, shown, winner.precision),
+    )
 
 
 def _shown(built: Built, judged: Latency | None) -> Proof:

@@ -33,6 +33,8 @@ SECTIONS = (
 )
 LONGEST_FACTS = 4000
 """characters of a stage's facts on the page; report.json has all"""
+SHOWN_LAYERS = 40
+"""on the page; report.json has all"""
 RARE = 0.01
 """kinds of operators with a smaller share in every engine are put together"""
 
@@ -94,6 +96,7 @@ def _environment() -> Environment:
         runtime_name=figures.runtime_name,
         check_label=_check_label,
         facts_text=_facts_text,
+        shown_layers=SHOWN_LAYERS,
     )
     return environment
 

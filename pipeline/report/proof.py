@@ -1,13 +1,19 @@
 """What was shown of an engine, and what was not, in words: from the measurements and the facts of the compile step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report import figures
-from pipeline.report.record import Accuracy, Latency, Parity, Proof
+from pipeline.report.record import Accuracy, Latency, LayerRow, Parity, Proof
+from stages.compile.stage import COMPUTES
+from targets.profile import Demands
 
 if TYPE_CHECKING:
     from pipeline.plan import AwayPlan, Prepared
+
+
+FUSED = ("scaleddotproductattention", "multiheadattention", "fmha", "mha_", "_mha", "groupqueryattention")
+"""words in kinds or kernels of fused attention: OpenVINO, ONNX Runtime, TensorRT"""
 
 
 def proof_here(
@@ -69,6 +75,66 @@ def proof_away(
         unproven=tuple(unproven),
         left=(winner.left, *(f"{one.name}: {one.left}" for one in target.candidates if one is not winner)),
     )
+
+
+def proof_of_layers(layers: Sequence[LayerRow], *, attention: bool) -> dict[str, Any]:
+    """Fields of Proof that follow from the layers. attention: whether the model has any."""
+    if not layers:
+        return {}
+    time: dict[str, float] = {}
+    macs: dict[str, float] = {}
+    for one in layers:
+        time[one.precision] = time.get(one.precision, 0.0) + one.share
+        if one.macs:
+            macs[one.precision] = macs.get(one.precision, 0.0) + one.macs
+    whole = sum(macs.values())
+    fused = any(word in text.lower() for one in layers for text in (one.operator, one.kernel) for word in FUSED)
+    return {
+        "layers": tuple(layers),
+        "time_by_precision": dict(sorted(time.items(), key=lambda pair: -pair[1])),
+        "macs_by_precision": {name: count / whole for name, count in sorted(macs.items(), key=lambda pair: -pair[1])},
+        "fused_attention": fused if attention else None,
+    }
+
+
+def broken(demands: Demands, proof: Proof, precision: str) -> tuple[str, ...]:
+    """What a profile demands and the layers do not show, in words; nothing where there are no layers to look at."""
+    if not proof.layers:
+        return ()
+    found = []
+    if demands.fused_attention and proof.fused_attention is False:
+        found.append("attention is not fused, which the target demands")
+    computes = COMPUTES.get(precision, precision)
+    share = proof.macs_by_precision.get(computes, 0.0)
+    if demands.least_macs_share is not None and share < demands.least_macs_share:
+        found.append(
+            f"{figures.percent(share)} of the multiply-accumulates run in {computes}, the target demands "
+            f"{figures.percent(demands.least_macs_share)}"
+        )
+    if demands.providers:
+        others = {one.provider: one.name for one in proof.layers if one.provider not in demands.providers}
+        found += [
+            f"layer {name!r} ran on {provider!r}, the target allows {', '.join(demands.providers)}"
+            for provider, name in sorted(others.items())
+        ]
+    return tuple(found)
+
+
+def told_layers(proof: Proof) -> Iterator[str]:
+    """What the layers show, one line each."""
+    if proof.macs_by_precision:
+        yield f"multiply-accumulates: {_shares(proof.macs_by_precision)}"
+    if proof.time_by_precision:
+        yield f"time of layers, by what goes in: {_shares(proof.time_by_precision)}"
+    if proof.fused_attention is not None:
+        yield "attention runs as one kernel" if proof.fused_attention else "attention runs as separate kernels"
+    providers = sorted({one.provider for one in proof.layers})
+    if providers:
+        yield f"all {len(proof.layers):,} layers ran on {' and '.join(providers)}"
+
+
+def _shares(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{figures.percent(share)} {name}" for name, share in found.items() if share >= 0.0005)
 
 
 def never_ran(proof: Proof) -> str:

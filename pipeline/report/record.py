@@ -196,6 +196,23 @@ class Parity(Record):
     """what answered in the engine's place, where that cannot run here"""
 
 
+class LayerRow(Record):
+    """One layer of the engine, as its runtime tells of a run that looked at every layer."""
+
+    name: str
+    operator: str
+    kernel: str
+    """the code that ran, in the runtime's words"""
+    precision: str
+    """of what goes in; `unknown` where the runtime does not tell"""
+    provider: str
+    """who ran it"""
+    share: float
+    """of the time"""
+    macs: int | None
+    """of one query; null for what multiplies no matrices"""
+
+
 class Proof(Record):
     """What was shown of the engine, and what was not: one line of words each."""
 
@@ -206,6 +223,16 @@ class Proof(Record):
     unproven: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     """what the board itself has to do before it can answer"""
+    layers: tuple[LayerRow, ...] = ()
+    """slowest first; empty where nothing ran"""
+    time_by_precision: dict[str, float] = {}
+    """shares of the time of all layers"""
+    macs_by_precision: dict[str, float] = {}
+    """shares of the multiply-accumulates that the runtime tells of"""
+    fused_attention: bool | None = None
+    """whether scores, softmax and weighted sum run as one kernel; null where it has no attention, or nothing ran"""
+    broken: tuple[str, ...] = ()
+    """what the target's profile demands and did not happen; then the build fails"""
     floor_ms: float | None = None
     """no query on this board can be faster (roofline of dense peak and bandwidth); null: the profile tells neither"""
     floor_note: str = ""

@@ -207,10 +207,12 @@ def proof_lists(report: Report) -> list[tuple[str, tuple[str, ...]]]:
     proof = report.proof
     if proof is None:
         return []
+    broken = tuple(f"{line}: so the build failed" for line in proof.broken)
     floor = (
         f"no query takes less than {figures.significant(proof.floor_ms or 0)} ms on this board ({proof.floor_note})",
     )
     lists = (
+        ("Demanded and not so", broken),
         ("Proven", proof.proven),
         ("Not proven", proof.unproven),
         ("Left to the board", proof.left),

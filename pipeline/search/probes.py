@@ -22,6 +22,7 @@ from pipeline.search.latency import (
     mlp_width,
 )
 from stages.catalog import get_stage
+from stages.quantize.stage import QuantizeOptions
 from stages.vit.counts import count_params
 from stages.vit.spec import BlockSpec, ViTSpec
 from targets.measure.latency import EngineUnderTest, Procedure, compare
@@ -98,8 +99,8 @@ def engine_of(planner: Planner, spec: ViTSpec, like: Candidate, *, title: str) -
         if step.stage == "export":
             last = planner.step("export", step.options, after=last, title=f"{title}: export")
         elif step.stage == "quantize":
-            fast = step.options.replace(images=2, select_images=2, alphas=("off",), bias_correction=False)
-            last = planner.step("quantize", fast, after=last, title=f"{title}: quantize")
+            assert isinstance(step.options, QuantizeOptions)
+            last = planner.step("quantize", step.options.quickly(), after=last, title=f"{title}: quantize")
     return planner.again(like.unpruned, after=last, title=f"{title}: compile")
 
 

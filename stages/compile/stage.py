@@ -18,6 +18,8 @@ from targets.profile import TargetProfile, refuse_image_size, usable_runtimes
 from targets.record import Record
 
 MODEL_FILE = "model.onnx"
+COMPUTES = {"int8_dynamic": "int8", "int8_weights": "fp32"}
+"""precision of a graph -> that in which its products run, where the two differ"""
 
 
 class CompileOptions(Record):
@@ -137,12 +139,13 @@ def _check_choice(options: CompileOptions, target: TargetProfile) -> None:
 def _check_precision(options: CompileOptions, products: dict[str, int]) -> None:
     """Raise StageError where no product ran in the precision asked for, or some ran in int8 that nobody asked for."""
     ran = ", ".join(f"{count} in {precision}" for precision, count in sorted(products.items())) or "none"
-    if options.precision not in products:
+    wanted = COMPUTES.get(options.precision, options.precision)
+    if wanted not in products:
         raise StageError(
             f"asked {options.runtime} for {options.precision}, but its matrix products ran otherwise ({ran}); "
             "int8 needs a quantized graph (stage quantize)"
         )
-    if options.precision != "int8" and "int8" in products:
+    if wanted != "int8" and "int8" in products:
         raise StageError(f"asked {options.runtime} for {options.precision}, but the graph is quantized ({ran})")
 
 

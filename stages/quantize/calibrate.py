@@ -1,16 +1,17 @@
-"""One quantization by NNCF, in a process of its own: NNCF runs ONNX Runtime, which must not meet a computing torch.
+"""One piece of work that needs ONNX Runtime, in a process of its own, because it must not meet a computing torch.
 
     python -m stages.quantize.calibrate JOB.json
 
-It leaves the quantized graph where the job says, complete or not at all, and its progress beside it. It ends when its
-standard input closes, that is, with whoever started it.
+It leaves the quantized graph, or what it measured, where the job says, complete or not at all, and its progress beside
+it. It ends when its standard input closes, that is, with whoever started it.
 """
 
+import json
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +21,36 @@ from targets.preprocess import Preprocess, normalise
 from targets.record import Record
 
 INPUT = "images"
+INLINE_LIMIT = 1_900_000_000
+"""bytes of weights that stay inside a graph's file: protobuf ends at 2^31 - 1"""
 
 
 class Job(Record):
-    """What to quantize, how, and where to."""
+    """What to quantize or measure, how, and where to."""
 
+    work: Literal["nncf", "dynamic", "linears", "half", "scan", "noise"] = "nncf"
+    title: str = ""
+    """for messages; else the alpha"""
     model: Path
     output: Path
     progress: Path
     pixels: Path
     """.npy, uint8 [N, H, W, 3]"""
     preprocess: Preprocess
-    alpha: Alpha
-    symmetric: bool
-    keep_float: tuple[str, ...]
+    alpha: Alpha = "off"
+    symmetric: bool = False
+    half_range: bool = False
+    keep_float: tuple[str, ...] = ()
     """names of nodes"""
-    bias_correction: bool
+    bias_correction: bool = False
+    settings: dict[str, Any] = {}
+    """what only this kind of work reads"""
     threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """`alpha 0.5`, or what the title says."""
+        return self.title or f"alpha {self.alpha!r}"
 
 
 def quantize_by_nncf(job: Job) -> None:
@@ -48,6 +62,7 @@ def quantize_by_nncf(job: Job) -> None:
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
+        OverflowFix,
     )
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -75,8 +90,9 @@ def quantize_by_nncf(job: Job) -> None:
         ignored_scope=nncf.IgnoredScope(names=list(job.keep_float)) if job.keep_float else None,
         advanced_parameters=AdvancedQuantizationParameters(
             disable_bias_correction=not job.bias_correction,
+            overflow_fix=OverflowFix.ENABLE if job.half_range else None,
             smooth_quant_alphas=AdvancedSmoothQuantParameters(
-                matmul=-1 if job.alpha == "off" else job.alpha,
+                matmul=job.alpha if isinstance(job.alpha, float) else -1,
                 convolution=-1,  # the patch embedding reads pixels, whose channels are alike
             ),
             # The widest range of all images, not their mean, as NNCF's own default for transformers: what is rare in
@@ -88,9 +104,72 @@ def quantize_by_nncf(job: Job) -> None:
     if job.symmetric:
         _make_signed(quantized)
     _strip(quantized)
-    unfinished = job.output.with_suffix(".part")
-    onnx.save(quantized, unfinished)
-    os.replace(unfinished, job.output)
+    save(quantized, job.output)
+
+
+def quantize_dynamic(job: Job) -> None:
+    """Quantize by ONNX Runtime: weights per output channel, activations anew in every query."""
+    import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as by_onnxruntime
+
+    unfinished = job.output.with_suffix(".raw")
+    by_onnxruntime(
+        job.model,
+        unfinished,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QUInt8,  # signed ones saturate in pairs on x86 without VNNI (docs/stages/quantize.md)
+        # a Gemm becomes a MatMul of another name before names are looked at
+        nodes_to_exclude=[*job.keep_float, *(f"{name}_MatMul" for name in job.keep_float)],
+        extra_options={"MatMulConstBOnly": job.settings["linears_only"]},
+    )
+    made = onnx.load(unfinished)
+    _strip(made)
+    save(made, job.output)
+    unfinished.unlink()
+
+
+def quantize_linears(job: Job) -> None:
+    """Hold weights in int8, or weights and inputs in fp8."""
+    import onnx
+
+    from stages.quantize.linears import quantize_fp8, quantize_weights
+
+    model = onnx.load(job.model)
+    if job.settings["precision"] == "fp8":
+        quantize_fp8(model, job.keep_float, json.loads(Path(job.settings["ranges"]).read_bytes()))
+    else:
+        quantize_weights(model, job.keep_float, block=job.settings["block"])
+    _strip(model)
+    save(model, job.output)
+
+
+def make_half(job: Job) -> None:
+    """Convert to fp16, or emulate it in fp32."""
+    import onnx
+
+    from stages.quantize.half import convert, emulate
+
+    model = onnx.load(job.model)
+    if job.settings["emulate"]:
+        emulate(model, set(job.keep_float))
+    else:
+        convert(model, set(job.keep_float), keep_io=job.settings["keep_io"])
+    _strip(model)
+    save(model, job.output)
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a graph, complete or not at all; weights beside it where one file cannot hold them."""
+    import onnx
+
+    unfinished = path.with_suffix(".part")
+    if sum(len(one.raw_data) for one in model.graph.initializer) > INLINE_LIMIT:
+        onnx.save(model, unfinished, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    else:
+        onnx.save(model, unfinished)
+    os.replace(unfinished, path)
 
 
 def _limit_threads(threads: int) -> None:
@@ -141,6 +220,21 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def do(job: Job) -> None:
+    """Do one job."""
+    from stages.quantize.observe import measure_noise, scan_ranges
+
+    work = {
+        "nncf": quantize_by_nncf,
+        "dynamic": quantize_dynamic,
+        "linears": quantize_linears,
+        "half": make_half,
+        "scan": scan_ranges,
+        "noise": measure_noise,
+    }
+    work[job.work](job)
+
+
 if __name__ == "__main__":
     _end_with_parent()
-    quantize_by_nncf(Job.model_validate_json(Path(sys.argv[1]).read_bytes()))
+    do(Job.model_validate_json(Path(sys.argv[1]).read_bytes()))

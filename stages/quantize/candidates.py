@@ -33,7 +33,9 @@ class Running:
     started: float
 
 
-def make_candidates(jobs: Sequence[Job], *, model_bytes: int, tell: Callable[[str, float | None], None]) -> list[float]:
+def make_candidates(
+    jobs: Sequence[Job], *, model_bytes: int, tell: Callable[[str, float | None], None], what: str = "calibrating"
+) -> list[float]:
     """Run all jobs; returns the seconds each took, 0 for one whose graph an interrupted run had finished.
 
     Raises StageError with the last words of a process that failed. Leaves no process behind.
@@ -51,7 +53,7 @@ def make_candidates(jobs: Sequence[Job], *, model_bytes: int, tell: Callable[[st
                 running.remove(one)
                 _check(one)
                 seconds[one.job.output] = time.monotonic() - one.started
-            tell("calibrating", sum(_share_done(job) for job in jobs) / len(jobs))
+            tell(what, sum(_share_done(job) for job in jobs) / len(jobs))
     finally:
         for one in running:
             _kill(one.process)
@@ -87,9 +89,7 @@ def _check(one: Running) -> None:
     words = one.job.output.with_suffix(".log").read_text(errors="replace")
     last = next((line.strip() for line in reversed(words.splitlines()) if line.strip()), "nothing")
     memory = " (killed, probably out of memory)" if code == -signal.SIGKILL else ""
-    raise StageError(
-        f"quantize: calibration with alpha {one.job.alpha!r} ended with code {code}{memory}; it said: {last}"
-    )
+    raise StageError(f"quantize: calibration with {one.job.name} ended with code {code}{memory}; it said: {last}")
 
 
 def _share_done(job: Job) -> float:

@@ -1,6 +1,6 @@
 """What the stage must know about a graph before and after quantization. Reads structure only, never weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,6 +13,11 @@ MERGE = "blocks.*.merge/*"
 WEIGHTED = ("MatMul", "Gemm", "Conv")
 """operators that multiply matrices: what int8 makes faster"""
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
+
+INTEGER = ("MatMulInteger", "ConvInteger")
+"""products of integers that are quantized in every query"""
+BLOCKED_OPSET = 21
+"""DequantizeLinear's block_size"""
 
 
 def read_graph(path: Path) -> onnx.GraphProto:
@@ -61,6 +66,61 @@ def merge_nodes(graph: onnx.GraphProto) -> list[str]:
     room for the others.
     """
     return [node.name for node in graph.node if fnmatchcase(node.name, MERGE)]
+
+
+def attention_products(graph: onnx.GraphProto) -> list[str]:
+    """Names of what `scope: linears` leaves in float: products without weights, and convolutions."""
+    weights = {one.name for one in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type in WEIGHTED and (node.op_type == "Conv" or not weights.intersection(node.input[:2]))
+    ]
+
+
+def check_block(path: Path, block: int, keep: Collection[str]) -> None:
+    """Raise InputError where weights cannot share scales by blocks of inputs."""
+    model = onnx.load(path, load_external_data=False)
+    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    if opset < BLOCKED_OPSET:
+        raise InputError(
+            f"block {block} needs opset {BLOCKED_OPSET}, the graph has {opset}; "
+            f"export with opset {BLOCKED_OPSET}, or leave block out"
+        )
+    weights = {one.name: tuple(one.dims) for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("MatMul", "Gemm") or node.name in keep or len(weights.get(node.input[1], ())) != 2:
+            continue
+        transposed = any(one.name == "transB" and one.i for one in node.attribute)
+        inputs = weights[node.input[1]][1 if transposed else 0]
+        if inputs % block:
+            raise InputError(f"block {block} does not divide the {inputs} inputs of {node.name!r}; take a divisor")
+
+
+def count_products(graph: onnx.GraphProto, precision: str) -> tuple[int, int]:
+    """How many matrix products a graph holds in this precision, and how many there are."""
+    if precision in ("int8", "fp8"):
+        return count_quantized(graph)
+    made_by = {output: node for node in graph.node for output in node.output}
+    products = [node for node in graph.node if node.op_type in (*WEIGHTED, *INTEGER)]
+    if precision == "int8_dynamic":
+        return sum(node.op_type in INTEGER for node in products), len(products)
+    if precision == "int8_weights":
+        return sum(_is_int8(node.input[1], made_by) for node in products), len(products)
+    halves = {one.name for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT16} | {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT16
+    }
+    # An fp16 graph's types are those of what comes in; a product of two tensors has the type of either's maker.
+    types = {
+        one.name: one.type.tensor_type.elem_type
+        for one in onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)).graph.value_info
+    }
+    half = sum(
+        any(name in halves or types.get(name) == onnx.TensorProto.FLOAT16 for name in node.input) for node in products
+    )
+    return half, len(products)
 
 
 def count_quantized(graph: onnx.GraphProto) -> tuple[int, int]:

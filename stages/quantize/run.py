@@ -1,22 +1,38 @@
-"""The quantize stage from folder to folder: candidates, agreement on `select`, choice."""
+"""The quantize stage from folder to folder: candidates, agreement on `select`, choice, layers back to float."""
 
+import json
 import logging
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from stages.quantize.agreement import Agreement, choose, compare
+from stages.quantize.agreement import Agreement, choose
 from stages.quantize.calibrate import Job
 from stages.quantize.candidates import make_candidates
-from stages.quantize.graph import check_can_be_quantized, count_quantized, match_nodes, merge_nodes, read_graph
+from stages.quantize.graph import (
+    attention_products,
+    check_block,
+    check_can_be_quantized,
+    count_products,
+    match_nodes,
+    merge_nodes,
+    read_graph,
+)
+from stages.quantize.judge import Judge
+from stages.quantize.mixed import layers
+from stages.quantize.returning import Variants, measure_sensitivity, return_until
+from stages.quantize.rungs import Rung, prepare
+from stages.quantize.stage import reads_fit
 from stages.stage import Role, StageContext, StageResult
 from stages.vit.files import LABELS_FILE, load_spec
 from stages.vit.spec import SPEC_FILE
 from targets.errors import InputError
-from targets.worker import Worker
+from targets.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from stages.data.images import ImageSet
@@ -25,84 +41,108 @@ if TYPE_CHECKING:
 log = logging.getLogger("vitrim.quantize")
 
 GRAPH_FILE = "model.onnx"
-BATCH = 16
 CALIBRATING = 0.8
 """share of the time that calibration takes; the rest compares"""
 COLLAPSED_BELOW = 0.5
 """agreement (or cosine) under which a graph is no longer the model it came from"""
+BROKEN_BELOW_DB = 6.0
+"""signal-to-noise ratio at which the error is half as large as the tensor"""
+NOISE_IMAGES = 8
+TELLING_IMAGES = 16
+"""fewer images of `select` say nothing of a collapse: graphs whose speed alone counts"""
+
+
+@dataclass
+class Chosen:
+    """The graph to leave, and what was found on the way."""
+
+    graph: Path
+    found: Agreement
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageResult:
-    """Write the quantized model.onnx with the alpha chosen, vit.json and, where there are any, labels.json."""
+    """Write the quantized model.onnx, vit.json and, where there are any, labels.json."""
     source = context.input / GRAPH_FILE
     graph = read_graph(source)
     check_can_be_quantized(graph)
-    keep = sorted({*match_nodes(graph, options.keep_float), *merge_nodes(graph)})
+    keep = {*match_nodes(graph, options.keep_float), *merge_nodes(graph)}
+    if options.linears_only and options.precision in ("int8", "int8_dynamic"):
+        keep |= set(attention_products(graph))
+    if options.block is not None:
+        check_block(source, options.block, keep)
     preprocess = load_spec(context.input).preprocess
-    fit = _draw(context.images[Role.FIT], options.images, seed=context.seed)
+    fit = _draw(context.images[Role.FIT], options.images, seed=context.seed) if reads_fit(options) else None
     select = _draw(context.images[Role.SELECT], options.select_images, seed=context.seed)
 
     context.tell("reading images", None)
-    pixels = fit.pixels_file(preprocess, context.scratch)
-    jobs = [
-        Job(
-            model=source,
-            output=context.scratch / f"alpha_{alpha}.onnx",
-            progress=context.scratch / f"alpha_{alpha}.share",
-            pixels=pixels,
-            preprocess=preprocess,
-            alpha=alpha,
-            symmetric=options.symmetric,
-            keep_float=tuple(keep),
-            bias_correction=options.bias_correction,
-        )
-        for alpha in options.alphas
-    ]
+    pixels = (fit or select).pixels_file(preprocess, context.scratch)
     size = sum(file.stat().st_size for file in context.input.glob(f"{GRAPH_FILE}*"))
-    seconds = make_candidates(jobs, model_bytes=size, tell=lambda message, share: context.tell(message, _scale(share)))
+    rung = prepare(options, context, source=source, pixels=pixels, preprocess=preprocess, keep=keep, model_bytes=size)
+    seconds = make_candidates(
+        rung.jobs, model_bytes=size, tell=lambda message, share: context.tell(message, _scale(share))
+    )
 
-    found = _compare_all(source, jobs, select, context)
-    best = choose(found)
-    shutil.copyfile(jobs[best].output, context.output / GRAPH_FILE)
+    context.tell("fp32 answers", CALIBRATING)
+    with Judge(source, select, preprocess, context.scratch) as judge:
+        found = _compare_all(rung, judge, context)
+        best = choose(found)
+        chosen = Chosen(rung.jobs[best].output, found[best])
+        if options.sensitivity or (options.budget_agreement or 0) > chosen.found.share:
+            _return_layers(options, context, chosen, judge, layers(graph, rung.keep))
+    _place(chosen.graph if rung.final is None else rung.final, context.output / GRAPH_FILE)
     onnx.checker.check_model(str(context.output / GRAPH_FILE), full_check=True)
     for name in (SPEC_FILE, LABELS_FILE):
         if (context.input / name).exists():
             shutil.copyfile(context.input / name, context.output / name)
 
-    collapsed = found[best].share < COLLAPSED_BELOW
-    if collapsed:
-        log.warning(
-            "int8 collapsed: the best of %d candidates agrees with fp32 on %.1f %% of the select images; "
-            "try other alphas, more calibration images, or keep layers in float with keep_float",
-            len(found),
-            100 * found[best].share,
-        )
-    int8, products = count_quantized(read_graph(context.output / GRAPH_FILE))
+    collapsed = chosen.found.share < COLLAPSED_BELOW
+    if collapsed and len(select) >= TELLING_IMAGES:
+        chosen.facts["breaks_at"] = _tell_collapse(options, context, source, chosen, select, preprocess, len(found))
+    done, products = count_products(read_graph(context.output / GRAPH_FILE), options.precision)
+    alpha = f", alpha {options.alphas[best]} of {', '.join(map(str, options.alphas))}" if _sweeps(options) else ""
+    back = chosen.facts.get("returned", [])
     facts: dict[str, Any] = {
-        "summary": f"{int8} of {products} matrix products in {options.precision}, alpha {options.alphas[best]} of "
-        f"{', '.join(map(str, options.alphas))}",
+        "summary": f"{done} of {products} matrix products in {options.precision}{alpha}"
+        + (f"; returned to float: {', '.join(one['layer'] for one in back)}" if back else ""),
         "precision": options.precision,
-        "symmetric": options.symmetric,
-        "alpha": options.alphas[best],
-        "agreement": found[best].share,
-        "divergence": found[best].divergence,
+        "agreement": chosen.found.share,
+        "divergence": chosen.found.divergence,
         "collapsed": collapsed,
-        "candidates": [
-            {
-                "alpha": job.alpha,
-                "agreement": one.share,
-                "divergence": one.divergence,
-                "bytes": job.output.stat().st_size,
-                "seconds": round(took, 1),
-            }
-            for job, one, took in zip(jobs, found, seconds, strict=True)
-        ],
-        "images": len(fit),
+        "judged": rung.judged,
+        "images": len(fit) if fit is not None else 0,
         "select_images": len(select),
-        "products": {"int8": int8, "all": products},
-        "bytes": {"before": size, "after": (context.output / GRAPH_FILE).stat().st_size},
+        "products": {options.precision: done, "all": products},
+        "bytes": {
+            "before": size,
+            "after": sum(file.stat().st_size for file in context.output.glob(f"{GRAPH_FILE}*")),
+        },
+        **rung.facts,
+        **chosen.facts,
     }
+    if options.precision == "int8":
+        facts |= {
+            "symmetric": options.symmetric,
+            "half_range": options.half_range,
+            "scope": "linears" if options.linears_only else "all",
+            "alpha": options.alphas[best],
+            "candidates": [
+                {
+                    "alpha": alpha,
+                    **({"strength": job.alpha} if alpha == "auto" else {}),
+                    "agreement": one.share,
+                    "divergence": one.divergence,
+                    "bytes": job.output.stat().st_size,
+                    "seconds": round(took, 1),
+                }
+                for alpha, job, one, took in zip(options.alphas, rung.jobs, found, seconds, strict=True)
+            ],
+        }
     return StageResult(facts=facts)
+
+
+def _sweeps(options: "QuantizeOptions") -> bool:
+    return options.precision == "int8"
 
 
 def _draw(images: "ImageSet", count: int | None, *, seed: int) -> "ImageSet":
@@ -114,23 +154,123 @@ def _draw(images: "ImageSet", count: int | None, *, seed: int) -> "ImageSet":
     return images.subset(np.sort(np.random.default_rng(seed).permutation(len(images))[:count]))
 
 
-def _compare_all(source: Path, jobs: list[Job], select: "ImageSet", context: StageContext) -> list[Agreement]:
-    """Answers of each candidate against those of the source graph, in ONNX Runtime on this machine's CPU."""
-    preprocess = jobs[0].preprocess
-    pixels = select.uint8(preprocess, folder=context.scratch)
+def _compare_all(rung: Rung, judge: Judge, context: StageContext) -> list[Agreement]:
+    """Answers of each candidate against those of the source graph."""
     found = []
-    with Worker() as worker:
-
-        def answer(path: Path, precision: str) -> dict[str, Any]:
-            loaded = worker.load(path, runtime="onnxruntime", precision=precision)
-            return worker.infer(pixels, batch=loaded.inputs[0]["shape"][0] or BATCH, preprocess=preprocess)
-
-        context.tell("fp32 answers", CALIBRATING)
-        reference = answer(source, "fp32")
-        for index, job in enumerate(jobs, start=1):
-            context.tell(f"comparing alpha {job.alpha}", CALIBRATING + (1 - CALIBRATING) * index / (len(jobs) + 1))
-            found.append(compare(reference, answer(job.output, "int8")))
+    for index, job in enumerate(rung.jobs, start=1):
+        context.tell(
+            f"comparing {rung.names[index - 1]}", CALIBRATING + (1 - CALIBRATING) * index / (len(rung.jobs) + 1)
+        )
+        found.append(judge.agreement(job.output, rung.judged_as))
     return found
+
+
+def _return_layers(
+    options: "QuantizeOptions", context: StageContext, chosen: Chosen, judge: Judge, groups: dict[str, list[str]]
+) -> None:
+    """Measure the layers and, where there is a budget, return as many to float as it takes."""
+    variants = Variants(
+        quantized=chosen.graph, source=context.input / GRAPH_FILE, precision=options.precision, layers=groups
+    )
+
+    def tell(what: str, done: int, of: int) -> None:
+        context.tell(f"{what} ({done + 1} of {of})", None)
+
+    costs = measure_sensitivity(variants, judge, context.scratch, images=options.sensitivity_images, tell=tell)
+    chosen.facts["sensitivity"] = costs
+    budget = options.budget_agreement
+    if budget is None:
+        return
+    rounds = (
+        return_until(
+            budget,
+            variants,
+            [one["layer"] for one in costs],
+            judge,
+            context.scratch,
+            rounds=options.rounds,
+            tell=tell,
+        )
+        if chosen.found.share < budget
+        else []
+    )
+    before = chosen.found.share
+    if rounds:
+        best = max(range(len(rounds)), key=lambda index: (rounds[index].found.share, -index))
+        if rounds[best].found.share > before:
+            chosen.graph, chosen.found = rounds[best].graph, rounds[best].found
+            rounds = rounds[: best + 1]
+        else:
+            rounds = []
+    met = chosen.found.share >= budget
+    chosen.facts["returned"] = [
+        {"layer": one.layer, "agreement": one.found.share, "divergence": one.found.divergence} for one in rounds
+    ]
+    chosen.facts["budget"] = {"agreement": budget, "before": before, "met": met}
+    if not met:
+        log.warning(
+            "%s agrees on %.1f %% of the select images after %d rounds, budget_agreement asks for %.1f %%; "
+            "allow more rounds, or another precision",
+            options.precision,
+            100 * chosen.found.share,
+            min(options.rounds, len(costs)),
+            100 * budget,
+        )
+
+
+def _tell_collapse(
+    options: "QuantizeOptions",
+    context: StageContext,
+    source: Path,
+    chosen: Chosen,
+    select: "ImageSet",
+    preprocess: Preprocess,
+    candidates: int,
+) -> dict[str, Any] | None:
+    """Find and tell where the signal is lost; returns {node, tensor, snr_db}."""
+    job = Job(
+        work="noise",
+        title="the search for the layer that breaks",
+        model=source,
+        output=context.scratch / f"{chosen.graph.parent.name}_{chosen.graph.stem}.noise",
+        progress=context.scratch / "noise.share",
+        pixels=select.pixels_file(preprocess, context.scratch),
+        preprocess=preprocess,
+        settings={"other": str(chosen.graph), "images": NOISE_IMAGES},
+    )
+    make_candidates([job], model_bytes=0, tell=lambda message, share: None)
+    broken = find_break(json.loads(job.output.read_bytes()))
+    where = f" the signal is lost first in {broken['node']} ({broken['snr_db']:.1f} dB);" if broken else ""
+    log.warning(
+        "%s collapsed: the best of %d candidates agrees with fp32 on %.1f %% of the select images;%s "
+        "try other alphas, more calibration images, or keep layers in float with keep_float",
+        options.precision,
+        candidates,
+        100 * chosen.found.share,
+        where,
+    )
+    return broken
+
+
+def find_break(noise: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first tensor whose error is at least half as large as itself, else the one with the largest error."""
+    first = next((one for one in noise if one["snr_db"] < BROKEN_BELOW_DB), None)
+    return first or min(noise, key=lambda one: float(one["snr_db"]), default=None)
+
+
+def _place(graph: Path, destination: Path) -> None:
+    """Copy a graph, and its weights where they are beside it, under the name that stages expect."""
+    beside = graph.with_name(graph.name + ".data")
+    if not beside.exists():
+        shutil.copyfile(graph, destination)
+        return
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"{destination.name}.data"
+    onnx.save(model, destination)
+    shutil.copyfile(beside, destination.with_name(f"{destination.name}.data"))
 
 
 def _scale(share: float | None) -> float | None:

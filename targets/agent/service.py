@@ -17,7 +17,7 @@ from targets.facts import probe, read_text
 from targets.measure.sampler import Sampler
 from targets.runtimes.catalog import get_runtime
 from targets.runtimes.engine import ENGINE_FILE, check_binding, engine_digest, read_engine, verify_files, write_engine
-from targets.runtimes.runtime import Feeds, Session, zero_feeds
+from targets.runtimes.runtime import Feeds, Session, by_operator, zero_feeds
 
 PROTOCOL = "vitrim.agent/1"
 STABLE_WITHIN = 0.05
@@ -48,6 +48,7 @@ class Service:
             "watch": self.watch,
             "watched": self.watched,
             "profile": self.profile,
+            "layers": self.layers,
             "matrix_products": self.matrix_products,
             "memory": self.memory,
             "close": self.close,
@@ -217,7 +218,11 @@ class Service:
 
     def profile(self, repeats: int) -> list[dict[str, Any]]:
         """Where the time goes, by operator."""
-        return self._loaded().profile(self._next_feeds(), repeats)
+        return by_operator(self.layers(repeats))
+
+    def layers(self, repeats: int) -> list[dict[str, Any]]:
+        """What ran, layer by layer."""
+        return self._loaded().layers(self._next_feeds(), repeats)
 
     def matrix_products(self) -> dict[str, int]:
         """How many matrix products ran in which precision."""

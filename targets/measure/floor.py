@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from targets.errors import WorkerError
 
 OPERATIONS_PER_MAC = 2
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int8_dynamic": 1, "int8_weights": 1, "fp8": 1}
 """of one number, by precision"""
 
 

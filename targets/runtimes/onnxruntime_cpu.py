@@ -7,12 +7,20 @@ every start (docs/stages/compile.md), and what runs is what was looked at. It ma
 import json
 import os
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from targets.errors import InputError, WorkerError
-from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_precision, cpu_binding, query_shape
+from targets.runtimes.runtime import (
+    Array,
+    Feeds,
+    TensorFacts,
+    check_precision,
+    cpu_binding,
+    product_macs,
+    query_shape,
+)
 
 name = "onnxruntime"
 
@@ -22,7 +30,7 @@ EXTERNAL_ABOVE_BYTES = 2**30
 """larger models are saved with their weights beside them: a protobuf ends at 2 GiB"""
 
 PROVIDER = "CPUExecutionProvider"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "int8_dynamic", "int8_weights", "fp8", "fp16")
 SLOW_FOR_INT8 = ["MatMulAddFusion"]
 """With a fixed batch this fusion makes a Gemm of every biased MatMul before its Q/DQ is seen, and such a Gemm
 runs in fp32 with its weights dequantised at every query: 2.5 times slower on ViT-Tiny (onnxruntime 1.31)."""
@@ -95,30 +103,40 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Answer one query."""
+        halves = [one.name for one in self.inputs if one.dtype == "float16"]
+        if halves:  # an fp16 graph that was left without casts at its ends
+            feeds = {**feeds, **{one: feeds[one].astype("float16") for one in halves}}
         return dict(zip(self._output_names, self._session.run(self._output_names, feeds), strict=True))
 
-    def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
-        """Time by operator, from a session of its own: profiling slows queries down."""
-        microseconds: dict[str, int] = defaultdict(int)
-        calls: Counter[str] = Counter()
+    def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        """Nodes of the optimised graph, from a session of its own: profiling slows queries down."""
+        found: dict[str, dict[str, Any]] = {}
         for event in self._node_events(feeds, repeats):
-            operator = event["args"]["op_name"]
-            microseconds[operator] += event["dur"]
-            calls[operator] += 1
-        total = sum(microseconds.values()) or 1
-        slowest = sorted(microseconds, key=lambda operator: -microseconds[operator])
-        return [
-            {"operator": one, "share": microseconds[one] / total, "calls": calls[one] // repeats} for one in slowest
-        ]
+            told = event["args"]
+            name = event["name"].removesuffix("_kernel_time")
+            row = found.setdefault(
+                name,
+                {
+                    "name": name,
+                    "operator": told["op_name"],
+                    "kernel": told["op_name"],
+                    "precision": _precision(told),
+                    "provider": told.get("provider", ""),
+                    "macs": _macs(told),
+                    "seconds": 0.0,
+                    "calls": 0,
+                },
+            )
+            row["seconds"] += event["dur"] / 1e6 / repeats
+            row["calls"] += 1
+        for row in found.values():
+            row["calls"] //= repeats
+        return sorted(found.values(), key=lambda row: -float(row["seconds"]))
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
         """Precision by the types that went into each product, from the profile of one query."""
-        found: Counter[str] = Counter()
-        for event in self._node_events(feeds, 1):
-            if any(kind in event["args"]["op_name"] for kind in _PRODUCTS):
-                types = {kind for one in event["args"]["input_type_shape"] for kind in one}
-                found["int8" if types & {"int8", "uint8"} else "fp16" if "float16" in types else "fp32"] += 1
-        return dict(found)
+        events = [event["args"] for event in self._node_events(feeds, 1)]
+        return dict(Counter(_precision(told) for told in events if _is_product(told["op_name"])))
 
     def facts(self) -> dict[str, Any]:
         """Session options and providers in force."""
@@ -160,6 +178,29 @@ class OnnxRuntimeSession:
         first = min((one for one in events if one["name"] == "model_run"), key=lambda one: one["ts"])
         after = first["ts"] + first["dur"]
         return [one for one in events if one["cat"] == "Node" and "op_name" in one["args"] and one["ts"] >= after]
+
+
+def _is_product(operator: str) -> bool:
+    return any(kind in operator for kind in _PRODUCTS)
+
+
+def _shapes(tensors: list[dict[str, list[int]]]) -> list[list[int]]:
+    """Shapes of a node's tensors, as the profile tells them: [{type: shape}]."""
+    return [shape for one in tensors for shape in one.values()]
+
+
+def _precision(told: dict[str, Any]) -> str:
+    """By the types that go into a node."""
+    types = {kind for one in told["input_type_shape"] for kind in one}
+    return "int8" if types & {"int8", "uint8"} else "fp16" if "float16" in types else "fp32"
+
+
+def _macs(told: dict[str, Any]) -> int | None:
+    """Of a product. Weights that were packed beforehand are not among the inputs told, so convolutions have none."""
+    operator, outputs = told["op_name"], _shapes(told.get("output_type_shape", []))
+    if not _is_product(operator) or not outputs:
+        return None
+    return product_macs(operator, _shapes(told["input_type_shape"])[:1], outputs[0])
 
 
 def _import() -> Any:

@@ -3,13 +3,22 @@
 Without an explicit hint the CPU plugin takes bf16 where the processor has it, so fp32 would not be fp32.
 """
 
+import math
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from targets.errors import WorkerError
-from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_precision, cpu_binding, query_shape
+from targets.runtimes.runtime import (
+    Array,
+    Feeds,
+    TensorFacts,
+    check_precision,
+    cpu_binding,
+    product_macs,
+    query_shape,
+)
 
 name = "openvino"
 
@@ -71,29 +80,39 @@ class OpenVinoSession:
         answers = self._request.infer(feeds, share_inputs=True)
         return {one.name: answers[index] for index, one in enumerate(self.outputs)}
 
-    def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
-        """Time by kind of node, from a graph compiled with counters, which slow queries down.
+    def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        """Nodes of the execution graph, from a graph compiled with counters, which slow queries down.
 
         A counter is the mean over all queries so far, in whole microseconds; the first query, which packs weights, is
         taken out again. What takes less than a microsecond counts as not run.
         """
-        request = self._compile(profiling=True).create_infer_request()
+        compiled = self._compile(profiling=True)
+        request = compiled.create_infer_request()
         request.infer(feeds)
         first = {node.node_name: node.real_time.total_seconds() for node in request.profiling_info}
         for _ in range(repeats):
             request.infer(feeds)
-        seconds: dict[str, float] = defaultdict(float)
-        calls: Counter[str] = Counter()
+        nodes = {one.get_friendly_name(): one for one in compiled.get_runtime_model().get_ops()}
+        found = []
         for node in request.profiling_info:
+            if node.status != node.Status.EXECUTED:
+                continue
             total = (repeats + 1) * node.real_time.total_seconds() - first[node.node_name]
-            if node.status == node.Status.EXECUTED:
-                seconds[node.node_type] += max(0.0, total)
-                calls[node.node_type] += 1
-        whole = sum(seconds.values())
-        if not whole:  # all below the resolution: every node counts the same
-            seconds, whole = {kind: float(count) for kind, count in calls.items()}, float(sum(calls.values()))
-        slowest = sorted(seconds, key=lambda kind: -seconds[kind])
-        return [{"operator": one, "share": seconds[one] / whole, "calls": calls[one]} for one in slowest]
+            executed = nodes.get(node.node_name)
+            precision = executed.get_rt_info()["runtimePrecision"].astype(str) if executed is not None else ""
+            found.append(
+                {
+                    "name": node.node_name,
+                    "operator": node.node_type,
+                    "kernel": node.exec_type,
+                    "precision": _PRECISIONS.get(precision, precision or "unknown"),
+                    "provider": "CPU",
+                    "macs": _macs(node.node_type, executed),
+                    "seconds": max(0.0, total) / repeats,
+                    "calls": 1,
+                }
+            )
+        return sorted(found, key=lambda row: -float(row["seconds"]))
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
         """Precision of each product in the execution graph."""
@@ -144,6 +163,18 @@ class OpenVinoSession:
         nodes = [one.get_rt_info() for one in self._compiled.get_runtime_model().get_ops()]
         found = [(node["layerType"].astype(str), node["runtimePrecision"].astype(str)) for node in nodes]
         return [(kind, precision) for kind, precision in found if kind not in ("Input", "Output", "Const")]
+
+
+def _macs(kind: str, node: Any) -> int | None:
+    """Of a product in the execution graph; fused attention is two products over the same sequence."""
+    if node is None or not any(product in kind for product in _PRODUCTS):
+        return None
+    shapes = [[int(size) for size in one.get_shape()] for one in node.inputs()]
+    output = [int(size) for size in node.outputs()[0].get_shape()]
+    if kind == "ScaledDotProductAttention" and len(shapes) >= 3:
+        queries, keys = shapes[0], shapes[1]  # [N, heads, L, d]
+        return math.prod(queries) * keys[-2] + math.prod(output) * keys[-2]
+    return product_macs(kind, shapes, output)
 
 
 def _import() -> Any:

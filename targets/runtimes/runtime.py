@@ -3,6 +3,7 @@
 Shapes: N images of one batch. A feed is what one query reads: {input name: array}.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,8 +49,13 @@ class Session(Protocol):
         """Answer one query; the arrays are valid until the next one."""
         ...
 
-    def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
-        """Where the time goes, slowest first: [{operator, share, calls}], shares sum to 1, calls are per query."""
+    def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        """What ran, slowest first, from a run of its own that looks at every layer: plain JSON, one for each layer.
+
+        name; operator: its kind; kernel: the code that ran, as the runtime calls it; precision: what went in, `unknown`
+        where the runtime does not tell; provider: who ran it; macs of one query, None where they are not known or it
+        multiplies no matrices; seconds per query; calls per query.
+        """
         ...
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
@@ -124,6 +130,33 @@ def check_precision(runtime: str, precision: str, known: tuple[str, ...]) -> Non
     """Raise InputError for a precision that a runtime does not run."""
     if precision not in known:
         raise InputError(f"runtime {runtime!r} does not run {precision!r}; it runs {', '.join(known)}")
+
+
+def by_operator(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Share of time by kind of layer, slowest first: [{operator, share, calls}]; shares sum to 1."""
+    seconds: dict[str, float] = {}
+    calls: dict[str, int] = {}
+    for one in layers:
+        seconds[one["operator"]] = seconds.get(one["operator"], 0.0) + one["seconds"]
+        calls[one["operator"]] = calls.get(one["operator"], 0) + one["calls"]
+    whole = sum(seconds.values())
+    if not whole:  # all below the resolution: every layer counts the same
+        seconds, whole = {kind: float(count) for kind, count in calls.items()}, float(sum(calls.values())) or 1.0
+    slowest = sorted(seconds, key=lambda kind: -seconds[kind])
+    return [{"operator": one, "share": seconds[one] / whole, "calls": calls[one]} for one in slowest]
+
+
+def product_macs(operator: str, inputs: list[list[int]], output: list[int]) -> int | None:
+    """Multiply-accumulates of one matrix product or convolution by its shapes; None where they do not tell.
+
+    inputs: shapes of data and, where they are told, weights: a convolution's are [out, in, ...]; a product sums over
+    the last dimension of its data.
+    """
+    if not inputs or not inputs[0]:
+        return None
+    if "conv" in operator.lower():
+        return math.prod(output) * math.prod(inputs[1][1:]) if len(inputs) > 1 and len(inputs[1]) > 2 else None
+    return math.prod(output) * inputs[0][-1]
 
 
 def zero_feeds(inputs: tuple[TensorFacts, ...], batch: int) -> Feeds:

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from pipeline.build import plan_recipe
-from pipeline.plan import AwayPlan, Plan
-from pipeline.planner import graph_precision
+from pipeline.plan import AwayPlan, Plan, TargetPlan
 from pipeline.recipe import load_recipe
 from pipeline.search.record import Decision
 from pipeline.search.replan import replan
@@ -188,12 +187,11 @@ def test_what_can_be_built_ahead_of_time_comes_first_for_a_gpu_that_is_elsewhere
 def test_tensorrt_gets_a_graph_of_its_own_whose_zero_points_are_at_zero(planned: Planned) -> None:
     cpu, gpu, jetson = planned("targets=[cpu, rtx-4090, jetson-orin-nano]").targets
 
-    assert cpu.graph.options.symmetric is False
-    assert gpu.graph.options.symmetric is True
-    assert gpu.graph.key == jetson.graph.key != cpu.graph.key
-    assert gpu.graph.previous is not None
-    assert cpu.graph.previous is not None
-    assert gpu.graph.previous.key == cpu.graph.previous.key
+    cpu, gpu, jetson = (target.candidates[0].graph for target in (cpu, gpu, jetson))
+    assert cpu.options.symmetric is False
+    assert gpu.options.symmetric is True
+    assert gpu.key == jetson.key != cpu.key
+    assert gpu.previous.key == cpu.previous.key
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -208,11 +206,56 @@ def test_planning_writes_nothing_but_the_index_of_images(planned: Planned, tmp_p
     assert {path.name for path in (tmp_path / "store").glob("*")} <= {"images.index"}
 
 
-def test_the_precision_of_a_graph_is_that_of_its_last_quantize_step(planned: Planned) -> None:
+LADDER = RECIPE.replace("  - quantize\n", "  - quantize: {precision: auto, alphas: [0.5]}\n")
+
+
+def test_every_precision_that_a_runtime_runs_has_a_graph_of_its_own(planned: Planned, tmp_path: Path) -> None:
+    runtimes = [
+        {"name": "onnxruntime", "precisions": ["fp32", "int8", "int8_dynamic"]},
+        {"name": "openvino", "precisions": ["fp32", "int8"]},
+    ]
+    target = planned(f"targets=[{own_target(tmp_path, 'mine', runtimes=runtimes)}]", text=LADDER).targets[0]
+
+    assert isinstance(target, TargetPlan)
+    assert [one.name for one in target.candidates] == [
+        *("onnxruntime fp32", "onnxruntime int8", "onnxruntime int8_dynamic", "openvino fp32", "openvino int8"),
+    ]
+    graphs = {one.name: one.graph for one in target.candidates}
+    assert graphs["onnxruntime fp32"].stage == "export"
+    assert graphs["onnxruntime int8"].key == graphs["openvino int8"].key
+    assert graphs["onnxruntime int8"].options.alphas == (0.5,)
+    assert graphs["onnxruntime int8_dynamic"].options.precision == "int8_dynamic"
+    assert graphs["onnxruntime int8_dynamic"].previous.key == graphs["onnxruntime fp32"].key
+    assert {step.options.precision for step in target.steps() if step.stage == "quantize"} == {"int8", "int8_dynamic"}
+    assert not [step for step in target.steps() if "unpruned" in step.title], "only the chosen one's is built"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_gets_no_bf16_graph_and_is_told_why(planned: Planned) -> None:
+    target = planned("targets=[rtx-4090]", text=LADDER).targets[0]
+
+    assert isinstance(target, AwayPlan)
+    assert {one.precision for one in target.candidates} == {"fp32", "fp16", "int8", "fp8"}
+    assert ("tensorrt_rtx", "bf16: vitrim makes no bf16 graphs yet") in target.passed_over
+    assert {one.graph.options.precision for one in target.candidates if one.graph.stage == "quantize"} == {
+        *("fp16", "int8", "fp8"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("instruction_sets", "half"), [([], True), (["avx512_vnni"], False), (["avx_vnni"], False)], ids=str
+)
+def test_weights_have_seven_bits_where_two_products_of_eight_overflow(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, instruction_sets: list[str], half: bool
+) -> None:
+    from targets import facts
+
+    seen = {**facts.probe(), "architecture": "x86_64", "instruction_sets": ["avx2", *instruction_sets]}
+    monkeypatch.setattr(facts, "probe", lambda: seen)
     target = planned().targets[0]
 
-    assert graph_precision(target.candidates[0].engine) == "int8"
-    assert graph_precision(target.baselines[1]) == "fp32"
+    assert isinstance(target, TargetPlan)
+    assert target.candidates[0].graph.options.half_range is half
 
 
 SEARCHED = RECIPE.replace("prune_mlp: {keep: 0.5}", "prune: {blocks: auto}") + "budget: {latency_ratio: 0.6}\n"

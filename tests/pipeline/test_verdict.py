@@ -286,6 +286,13 @@ def test_a_graph_that_is_not_the_model_fails_by_proxy_too():
     assert "the graph's outputs are not the model's" in verdict.sentence
 
 
+def test_what_a_profile_demands_and_did_not_happen_fails_the_build():
+    verdict = judged(Budget(parameters=10), parameters=1, broken=("attention is not fused",))
+
+    assert verdict.status == "failed"
+    assert verdict.sentence == "failed: attention is not fused"
+
+
 # A machine that slowed itself down.
 
 

@@ -76,8 +76,9 @@ class SleepSession:
         time.sleep(self._plan["stall_milliseconds" if stalls else "milliseconds"] / 1000)
         return {"mean": np.asarray(feeds["image"]).mean(axis=(1, 2, 3))}
 
-    def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
-        return [{"operator": "Sleep", "share": 1.0, "calls": 1}]
+    def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        told = {"name": "sleep", "operator": "Sleep", "kernel": "sleep", "precision": "fp32", "provider": "test"}
+        return [{**told, "macs": None, "seconds": 0.001, "calls": 1}]
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
         return {"fp32": 1}

@@ -44,6 +44,15 @@ def count_products(layers: list[dict[str, Any]], products: list[str]) -> dict[st
     return dict(Counter(ran.get(one, UNKNOWN) for one in products))
 
 
+def describe_layer(layer: dict[str, Any]) -> dict[str, str]:
+    """Kind, kernel and precision of a layer; what the engine does not tell is `unknown`."""
+    return {
+        "operator": str(layer.get("LayerType", UNKNOWN)),
+        "kernel": str(layer.get("TacticName", layer.get("TacticValue", UNKNOWN))),
+        "precision": _precision(layer),
+    }
+
+
 def _precision(layer: dict[str, Any]) -> str:
     """Lowest precision among the inputs of a layer."""
     found = [_named(str(one.get("DataType", one.get("Format/Datatype", "")))) for one in layer.get("Inputs", [])]

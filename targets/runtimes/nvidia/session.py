@@ -15,7 +15,7 @@ import numpy as np
 
 from targets.errors import InputError, WorkerError
 from targets.runtimes.nvidia.cuda import Cuda
-from targets.runtimes.nvidia.layers import count_products, read_layers
+from targets.runtimes.nvidia.layers import count_products, describe_layer, read_layers
 from targets.runtimes.nvidia.library import Listener
 from targets.runtimes.nvidia.network import TYPES, tensor_shape
 from targets.runtimes.runtime import Array, Feeds, TensorFacts
@@ -89,8 +89,8 @@ class GpuSession:
             self._record()
         return {one.name: one.array for one in self._outputs}
 
-    def profile(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
-        """Time by layer, in a context of its own without recording: asking every layer slows queries down."""
+    def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
+        """Layers of the engine, in a context of its own without recording: asking every layer slows queries down."""
         self._prepare(feeds)
         milliseconds: dict[str, float] = defaultdict(float)
         calls: Counter[str] = Counter()
@@ -111,20 +111,29 @@ class GpuSession:
         context.profiler = profiler
         for _ in range(repeats):
             self._answer(context, feeds)
-        total = sum(milliseconds.values())
-        if not total:
+        if not sum(milliseconds.values()):
             raise WorkerError("the engine told no times of its layers; it cannot be profiled")
-        slowest = sorted(milliseconds, key=lambda name: -milliseconds[name])
+        known = {str(layer.get("Name", "")): layer for layer in self._inspected()}
         return [
-            {"operator": one, "share": milliseconds[one] / total, "calls": max(1, calls[one] // repeats)}
-            for one in slowest
+            {
+                "name": one,
+                **describe_layer(known.get(one, {})),
+                "provider": self._loaded.library.__name__,
+                "macs": None,
+                "seconds": milliseconds[one] / repeats / 1000,
+                "calls": max(1, calls[one] // repeats),
+            }
+            for one in sorted(milliseconds, key=lambda name: -milliseconds[name])
         ]
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
         """Precision of each product by what the engine says of the layers it was made into."""
+        return count_products(self._inspected(), list(self._loaded.products))
+
+    def _inspected(self) -> list[dict[str, Any]]:
         inspector = self._loaded.engine.create_engine_inspector()
         text = str(inspector.get_engine_information(self._loaded.library.LayerInformationFormat.JSON))
-        return count_products(read_layers(text), list(self._loaded.products))
+        return read_layers(text)
 
     def facts(self) -> dict[str, Any]:
         """What is in force."""

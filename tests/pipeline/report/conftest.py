@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.record import Change, Proof, Report
+from pipeline.report.record import Change, LayerRow, Proof, Report
 from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision
 from pipeline.verdict import judge
 from targets.profile import Budget
@@ -61,7 +61,12 @@ def hostile_report() -> Report:
         stages=tuple(one.replace(name=text, key=text, summary=text, facts={text: [text]}) for one in full.stages),
         candidates=tuple(one.replace(runtime=text, precision=text, reason=text) for one in full.candidates),
         parity=full.parity.replace(tolerance=text, proxy=text),
-        proof=full.proof.replace(away=text, proven=(text,), unproven=(text, text), left=(text,), floor_note=text),
+        proof=full.proof.replace(
+            away=text, proven=(text,), unproven=(text, text), left=(text,), floor_note=text
+        ).replace(
+            broken=(text,),
+            layers=(LayerRow(name=text, operator=text, kernel=text, precision=text, provider=text, share=1, macs=1),),
+        ),
         operators={role: tuple(one.replace(operator=text) for one in rows) for role, rows in full.operators.items()},
         parameters_by_part={text: Change(before=1, after=1)},
         conditions={text: text, "before": {text: text}, "after": {text: [text, {text: text}]}},

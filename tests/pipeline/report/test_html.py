@@ -75,9 +75,7 @@ class Page(HTMLParser):
 def test_every_section_and_every_headline_is_there(any_report):
     page = Page(to_html(any_report))
 
-    shown = {
-        name for name, _ in html.SECTIONS if name not in ("search", "proof") or getattr(any_report, name)
-    }
+    shown = {name for name, _ in html.SECTIONS if name not in ("search", "proof") or getattr(any_report, name)}
     assert shown <= set(page.values("id"))
     assert all(target.removeprefix("#") in page.values("id") for target in page.values("href"))
     for row in tables.headlines(any_report):

@@ -172,6 +172,23 @@ def test_the_profile_shares_out_the_whole_time(worker: Worker, built: Path) -> N
     assert [row["share"] for row in rows] == sorted((row["share"] for row in rows), reverse=True)
 
 
+def test_every_layer_tells_what_ran(worker: Worker, built: Path) -> None:
+    worker.load(built)
+
+    rows = worker.layers(images(4), repeats=3)
+
+    assert all(
+        set(row) == {"name", "operator", "kernel", "precision", "provider", "macs", "seconds", "calls"} for row in rows
+    )
+    assert [row["seconds"] for row in rows] == sorted((row["seconds"] for row in rows), reverse=True)
+    assert all(row["provider"] and row["kernel"] and row["calls"] >= 1 for row in rows)
+    products = [row for row in rows if row["macs"]]
+    assert sorted(row["precision"] for row in products) == sorted(
+        name for name, count in worker.matrix_products().items() for _ in range(count)
+    )
+    assert len({row["name"] for row in rows}) == len(rows)
+
+
 def test_a_changed_file_is_refused(worker: Worker, built: Path) -> None:
     for name in described(built)["files"]:  # type: ignore[attr-defined]
         file = built / name

@@ -246,7 +246,7 @@ def fake_tensorrt(version: str, cuda: FakeCudart, *, name: str = "tensorrt") -> 
                 np.copyto(self._view(name, answer.shape), answer)
             if self.profiler is not None:
                 for index, node in enumerate(self._engine.model.graph.node):
-                    self.profiler.report_layer_time(node.name or node.output[0], 1.0 + index)
+                    self.profiler.report_layer_time(f"fused_{node.name or node.output[0]}", 1.0 + index)
 
         def _view(self, name: str, shape: Any) -> Any:
             count = int(np.prod(shape))

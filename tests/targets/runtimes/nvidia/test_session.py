@@ -197,14 +197,18 @@ def test_a_query_of_another_shape_or_type_is_refused(
         session.run(feeds)
 
 
-def test_the_profile_shares_out_the_whole_time(session: GpuSession) -> None:
+def test_every_layer_tells_its_time_and_what_the_engine_says_of_it(session: GpuSession) -> None:
     session.run({"image": images(4)})
 
-    rows = session.profile({"image": images(4)}, repeats=3)
+    rows = session.layers({"image": images(4)}, repeats=3)
 
-    assert sum(row["share"] for row in rows) == pytest.approx(1)
-    assert [row["share"] for row in rows] == sorted((row["share"] for row in rows), reverse=True)
+    assert all(row["seconds"] > 0 for row in rows)
+    assert [row["seconds"] for row in rows] == sorted((row["seconds"] for row in rows), reverse=True)
     assert all(row["calls"] == 1 for row in rows)
+    assert any(row["precision"] == "fp32" for row in rows)
+    assert {key for row in rows for key in row} == {
+        *("name", "operator", "kernel", "precision", "provider", "macs", "seconds", "calls"),
+    }
 
 
 def test_products_are_counted_by_what_the_engine_tells_of_its_layers(session: GpuSession) -> None:

@@ -1,0 +1,145 @@
+"""The rungs of the precision ladder: what must be measured first, and the graphs to make, by precision."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from stages.quantize.calibrate import Job
+from stages.quantize.candidates import make_candidates
+from stages.quantize.graph import WEIGHTED, read_graph
+from stages.quantize.half import nodes_at_risk
+from stages.quantize.linears import best_alpha, linears
+from stages.stage import StageContext
+from targets.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from stages.quantize.stage import QuantizeOptions
+
+log = logging.getLogger("vitrim.quantize")
+
+NAMED = 6
+"""nodes that a line of the log names; the facts name all"""
+
+
+@dataclass
+class Rung:
+    """Graphs to make and to compare."""
+
+    jobs: list[Job]
+    names: list[str]
+    """of the candidates, for messages"""
+    keep: set[str]
+    """nodes in fp32"""
+    judged_as: str
+    """the precision that ONNX Runtime is told"""
+    judged: str = "ONNX Runtime on the CPU runs the graph itself"
+    final: Path | None = None
+    """the graph to leave, where another one stands for it in the comparison"""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(
+    options: "QuantizeOptions",
+    context: StageContext,
+    *,
+    source: Path,
+    pixels: Path,
+    preprocess: Preprocess,
+    keep: set[str],
+    model_bytes: int,
+) -> Rung:
+    """Scan ranges where they are needed, and say which graphs are to be made."""
+    scratch = context.scratch
+
+    def job(name: str, **changes: Any) -> Job:
+        usual: dict[str, Any] = {
+            "model": source,
+            "output": scratch / name / "model.onnx",
+            "progress": scratch / f"{name}.share",
+            "pixels": pixels,
+            "preprocess": preprocess,
+            "keep_float": tuple(sorted(keep)),
+            "title": name,
+        }
+        made = Job(**{**usual, **changes})
+        made.output.parent.mkdir(exist_ok=True)
+        return made
+
+    def scan() -> dict[str, Any]:
+        one = job(
+            "range scan", work="scan", output=scratch / "scan.ranges", settings={"percentile": options.percentile}
+        )
+        make_candidates(
+            [one],
+            model_bytes=model_bytes,
+            tell=lambda message, share: context.tell(message, None),
+            what="scanning ranges",
+        )
+        return dict(json.loads(one.output.read_bytes()))
+
+    if options.precision == "int8":
+        jobs = []
+        for alpha in options.alphas:
+            strength = best_alpha(onnx.load(source), scan(), keep) if alpha == "auto" else alpha
+            jobs.append(
+                job(
+                    f"alpha_{alpha}",
+                    title="",
+                    output=scratch / f"alpha_{alpha}.onnx",
+                    alpha=strength,
+                    symmetric=options.symmetric,
+                    half_range=options.half_range,
+                    bias_correction=options.bias_correction,
+                )
+            )
+        return Rung(jobs, [f"alpha {alpha}" for alpha in options.alphas], keep, "int8")
+    if options.precision == "int8_dynamic":
+        one = job(options.precision, work="dynamic", settings={"linears_only": options.linears_only})
+        return Rung([one], [options.precision], keep, options.precision)
+    if options.precision == "int8_weights":
+        one = job(options.precision, work="linears", settings={"precision": options.precision, "block": options.block})
+        return Rung([one], [options.precision], keep | _unweighted(source, keep), options.precision)
+    if options.precision == "fp8":
+        scan()
+        settings = {"precision": options.precision, "ranges": str(scratch / "scan.ranges")}
+        one = job("fp8", work="linears", settings=settings)
+        return Rung([one], ["fp8"], keep | _unweighted(source, keep), "fp8")
+    return _half(options, job, scan(), source, keep, context)
+
+
+def _half(
+    options: "QuantizeOptions", job: Any, ranges: dict[str, Any], source: Path, keep: set[str], context: StageContext
+) -> Rung:
+    """fp16: keep what would overflow; judge by an emulation, because most CPUs run such graphs in fp32."""
+    risks = nodes_at_risk(onnx.load(source), ranges, share=options.largest_share)
+    kept = keep | {one.node for one in risks}
+    if risks:
+        log.warning(
+            "fp16: %d nodes would exceed %g of 65504 on the fit images and stay fp32: %s%s",
+            len(risks),
+            options.largest_share,
+            ", ".join(f"{one.node} ({one.largest:.0f})" for one in risks[:NAMED]),
+            " and more" if len(risks) > NAMED else "",
+        )
+    names = tuple(sorted(kept))
+    made = job("fp16", work="half", keep_float=names, settings={"emulate": False, "keep_io": options.io == "keep"})
+    emulated = job("fp16_emulated", work="half", keep_float=names, settings={"emulate": True})
+    make_candidates([made], model_bytes=0, tell=lambda message, share: context.tell(message, None))
+    facts = {
+        "kept_float": [{"node": one.node, "what": one.what, "largest": one.largest} for one in risks],
+        "largest": max((one["largest"] for one in ranges["tensors"].values()), default=0.0),
+        "io": options.io,
+    }
+    judged = "emulation in fp32 that rounds weights and every tensor to fp16"
+    return Rung([emulated], ["fp16"], kept, "fp32", judged, made.output, facts)
+
+
+def _unweighted(source: Path, keep: set[str]) -> set[str]:
+    """Products that are no layers with weights, which these precisions leave alone."""
+    graph = read_graph(source)
+    taken = {node.name for node in linears(graph, keep)}
+    return {node.name for node in graph.node if node.op_type in WEIGHTED} - taken

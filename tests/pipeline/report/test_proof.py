@@ -1,0 +1,74 @@
+"""What layers prove, and what a profile may demand of them."""
+
+import pytest
+
+from pipeline.report.proof import broken, proof_of_layers, told_layers
+from pipeline.report.record import LayerRow, Proof
+from targets.profile import Demands
+
+
+def layer(name: str, *, operator: str = "MatMul", precision: str = "int8", share: float = 0.25, macs: int | None = 100):
+    return LayerRow(
+        name=name, operator=operator, kernel="gemm", precision=precision, provider="CPU", share=share, macs=macs
+    )
+
+
+LAYERS = (
+    layer("fc1", share=0.4, macs=300),
+    layer("scores", precision="fp32", share=0.3, macs=100),
+    layer("softmax", operator="Softmax", precision="fp32", share=0.2, macs=None),
+    layer("quantize", operator="QuantizeLinear", precision="fp32", share=0.1, macs=None),
+)
+
+
+def proof(layers=LAYERS, *, attention: bool = True) -> Proof:
+    return Proof(engine="measured", **proof_of_layers(layers, attention=attention))
+
+
+def test_time_and_macs_are_shared_out_by_precision():
+    found = proof()
+
+    assert found.time_by_precision == pytest.approx({"fp32": 0.6, "int8": 0.4})
+    assert list(found.time_by_precision) == ["fp32", "int8"]
+    assert found.macs_by_precision == pytest.approx({"int8": 0.75, "fp32": 0.25})
+    assert list(told_layers(found)) == [
+        "multiply-accumulates: 75.0 % int8, 25.0 % fp32",
+        "time of layers, by what goes in: 60.0 % fp32, 40.0 % int8",
+        "attention runs as separate kernels",
+        "all 4 layers ran on CPU",
+    ]
+
+
+@pytest.mark.parametrize("operator", ["ScaledDotProductAttention", "MultiHeadAttention", "kgen_fmha_v2"])
+def test_attention_that_runs_as_one_kernel_is_seen(operator: str):
+    assert proof((*LAYERS, layer("attention", operator=operator))).fused_attention is True
+    assert proof().fused_attention is False
+    assert proof(attention=False).fused_attention is None
+
+
+@pytest.mark.parametrize(
+    ("demands", "precision", "said"),
+    [
+        (Demands(), "int8", []),
+        (Demands(fused_attention=True), "int8", ["attention is not fused, which the target demands"]),
+        (Demands(least_macs_share=0.75), "int8", []),
+        (
+            Demands(least_macs_share=0.9),
+            "int8",
+            ["75.0 % of the multiply-accumulates run in int8, the target demands 90.0 %"],
+        ),
+        (Demands(least_macs_share=0.9), "int8_dynamic", ["75.0 % of the multiply-accumulates run in int8"]),
+        (Demands(providers=("CPU",)), "int8", []),
+        (Demands(providers=("CUDA", "TensorRT")), "int8", ["ran on 'CPU', the target allows CUDA, TensorRT"]),
+    ],
+    ids=str,
+)
+def test_what_is_demanded_is_held_against_the_layers(demands: Demands, precision: str, said: list[str]):
+    found = broken(demands, proof(), precision)
+
+    assert len(found) == len(said)
+    assert all(words in line for words, line in zip(said, found, strict=True))
+
+
+def test_nothing_is_demanded_of_an_engine_that_never_ran():
+    assert broken(Demands(fused_attention=True, least_macs_share=1), Proof(engine="not built"), "int8") == ()
