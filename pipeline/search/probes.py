@@ -22,7 +22,7 @@ from pipeline.search.latency import (
     mlp_width,
 )
 from stages.catalog import get_stage
-from stages.quantize.stage import QuantizeOptions
+from stages.quantize.stage import Alpha, QuantizeOptions
 from stages.vit.counts import count_params
 from stages.vit.spec import BlockSpec, ViTSpec
 from targets.measure.latency import EngineUnderTest, Procedure, compare
@@ -91,8 +91,14 @@ def probes_for(spec: ViTSpec, rules: ShapeRules, *, mlp: bool = True, attention:
     return tuple(found)
 
 
-def engine_of(planner: Planner, spec: ViTSpec, like: Candidate, *, title: str) -> PlannedStep:
-    """Plan the engine of a model of these shapes with random weights, built as the candidate's engine is."""
+def engine_of(
+    planner: Planner, spec: ViTSpec, like: Candidate, *, title: str, alpha: Alpha | None = None
+) -> PlannedStep:
+    """Plan the engine of a model of these shapes with random weights, built as the candidate's engine is.
+
+    alpha: the SmoothQuant strength that the candidate's unpruned counterpart chose. Smoothing puts a multiplication
+    before most products, so that a probe without it would be faster than what it stands for.
+    """
     options = get_stage("random_weights").options(spec=spec)
     last = planner.step("random_weights", options, after=None, title=f"{title}: weights")
     for step in like.unpruned.line():
@@ -100,7 +106,7 @@ def engine_of(planner: Planner, spec: ViTSpec, like: Candidate, *, title: str) -
             last = planner.step("export", step.options, after=last, title=f"{title}: export")
         elif step.stage == "quantize":
             assert isinstance(step.options, QuantizeOptions)
-            last = planner.step("quantize", step.options.quickly(), after=last, title=f"{title}: quantize")
+            last = planner.step("quantize", step.options.quickly(alpha), after=last, title=f"{title}: quantize")
     return planner.again(like.unpruned, after=last, title=f"{title}: compile")
 
 

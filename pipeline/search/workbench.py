@@ -13,6 +13,7 @@ from pipeline.search.probes import Shares, engine_of, measure_shares, measuring_
 from stages.catalog import get_stage
 from stages.offers.record import OFFERS_FILE, Offers
 from stages.prune.options import SearchOptions
+from stages.quantize.stage import Alpha, strength_of
 from stages.vit.spec import ViTSpec
 from targets.record import digest_of
 
@@ -107,7 +108,7 @@ class Workbench:
 
     def whole(self, spec: ViTSpec, title: str, share: float, tell: Tell) -> tuple[float, tuple[float, float]]:
         """Build a whole model of these shapes with random weights and time it: ratio to the unpruned engine, 95 %."""
-        step = engine_of(self.planner, self.later(spec), self.candidate, title=title)
+        step = engine_of(self.planner, self.later(spec), self.candidate, title=title, alpha=self._alpha())
         built = self._quietly(step, lambda text: tell(text, share))
         return self._measure({WHOLE: built}, spec, lambda text, _: tell(f"{title}: {text}", share)).ratios[WHOLE]
 
@@ -117,9 +118,18 @@ class Workbench:
         return probes if spec == self.spec else {WHOLE: spec, **probes}
 
     def _probe_steps(self, probes: Mapping[str, ViTSpec]) -> dict[str, PlannedStep]:
+        alpha = self._alpha()
         return {
-            name: engine_of(self.planner, one, self.candidate, title=f"probe {name}") for name, one in probes.items()
+            name: engine_of(self.planner, one, self.candidate, title=f"probe {name}", alpha=alpha)
+            for name, one in probes.items()
         }
+
+    def _alpha(self) -> Alpha | None:
+        """The SmoothQuant strength that the unpruned counterpart chose; None where it is not quantized."""
+        for step in self.candidate.unpruned.line():
+            if step.stage == "quantize":
+                return strength_of(self.runner.bring(step).manifest.facts)
+        return None
 
     def _measured_table(self, spec: ViTSpec, tell: Tell) -> LatencyTable:
         probes = self._probes(spec)

@@ -1,6 +1,7 @@
 """Stage quantize: what it is and what it can be told."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -111,9 +112,13 @@ class QuantizeOptions(Record):
         default = "all" if self.precision == "int8" else "linears"
         return (self.scope or default) == "linears"
 
-    def quickly(self) -> Self:
-        """The same operators from hardly any images: for graphs whose speed alone counts."""
-        int8 = {"alphas": ("off",), "bias_correction": False} if self.precision == "int8" else {}
+    def quickly(self, alpha: Alpha | None = None) -> Self:
+        """The same operators from hardly any images: for graphs whose speed alone counts. alpha: None is `off`."""
+        int8 = (
+            {"alphas": ("off" if alpha is None else alpha,), "bias_correction": False}
+            if self.precision == "int8"
+            else {}
+        )
         return self.replace(
             images=2,
             select_images=2,
@@ -128,6 +133,16 @@ class QuantizeOptions(Record):
 def reads_fit(options: QuantizeOptions) -> bool:
     """Whether ranges of activations are set before the graph runs."""
     return options.precision in ("int8", "fp8", "fp16", "auto")
+
+
+def strength_of(facts: Mapping[str, Any]) -> Alpha | None:
+    """The SmoothQuant strength of a graph by the facts of its step, `auto` as the number it found; None: has none."""
+    chosen = facts.get("alpha")
+    for one in facts.get("candidates", ()):
+        if one["alpha"] == chosen:
+            found: Alpha | None = one.get("strength", chosen)
+            return found
+    return None
 
 
 def quantize(options: QuantizeOptions, context: StageContext) -> StageResult:

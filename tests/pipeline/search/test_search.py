@@ -65,7 +65,7 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
     specs: dict[str, ViTSpec] = {}
     log = SimpleNamespace(measured=0, specs=specs)
 
-    def engine_of(planner: Any, spec: ViTSpec, like: Any, *, title: str) -> Any:
+    def engine_of(planner: Any, spec: ViTSpec, like: Any, *, title: str, alpha: Any) -> Any:
         specs[spec.digest()] = spec
         return SimpleNamespace(key=spec.digest(), title=title, line=list)
 
@@ -90,7 +90,7 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(Workbench, "planned", lambda self, after, stage, title, **_: f"{after or 'model'} {stage}")
         monkeypatch.setattr(search_module, "load_changed", lambda bench, model: changed(plain_spec, model))
         monkeypatch.setattr(Workbench, "base_loss", lambda self, model, what: self.offers(model).base_loss)
-        unpruned = SimpleNamespace(key="unpruned")
+        unpruned = SimpleNamespace(key="unpruned", line=tuple)
         prune = PruneOptions.model_validate(options)
         bench = Workbench(
             planner=None,

@@ -1,6 +1,7 @@
 """The rungs besides int8 with calibrated ranges, and layers that go back to float."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from stages.quantize.half import convert, emulate, nodes_at_risk
 from stages.quantize.linears import FP8_LARGEST, best_alpha
 from stages.quantize.mixed import layers, return_to_float
 from stages.quantize.run import find_break
-from stages.quantize.stage import QuantizeOptions
+from stages.quantize.stage import QuantizeOptions, strength_of
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
 from targets.errors import InputError
@@ -348,6 +349,29 @@ def test_an_option_of_another_precision_is_refused(options: dict[str, Any], reas
 @pytest.mark.parametrize("precision", ["int8", "int8_dynamic", "int8_weights", "fp8", "fp16"])
 def test_every_precision_has_options_for_graphs_whose_speed_alone_counts(precision: str) -> None:
     assert QuantizeOptions(precision=precision).quickly().images == 2
+
+
+@pytest.mark.parametrize("alpha", ["off", 0.0, 0.5])
+def test_a_graph_whose_speed_alone_counts_has_the_operators_of_the_one_it_stands_for(
+    graph: Path, run_quantize: Run, tmp_path: Path, alpha: Any
+) -> None:
+    options = QuantizeOptions(alphas=(alpha,), images=16)
+    whole = run_quantize(graph, tmp_path / "whole", **options.model_dump(exclude_unset=True))
+    chosen = strength_of(whole.result.facts)
+    quick = run_quantize(graph, tmp_path / "quick", **options.quickly(chosen).model_dump(exclude_unset=True))
+
+    assert chosen == alpha
+    kinds = [
+        Counter(node.op_type for node in read_graph(one.context.output / "model.onnx").node) for one in (whole, quick)
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def test_the_strength_of_auto_is_the_number_that_it_found() -> None:
+    facts = {"alpha": "auto", "candidates": [{"alpha": 0.5}, {"alpha": "auto", "strength": 0.85}]}
+
+    assert strength_of(facts) == 0.85
+    assert strength_of({"precision": "fp8"}) is None
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
