@@ -93,7 +93,7 @@ class AwayBuild(TargetWork):
             one.name: self.agreement_of(one.graph, reference, prefixed(tell, one.name))[0]
             for one in self.target.candidates
         }
-        peaks = {precision: peak.value for precision, peak in self.target.profile.board.peak_tera_ops_s.items()}
+        peaks = {str(precision): peak.value for precision, peak in self.target.profile.board.peak_tera_ops_s.items()}
         winner = by_rule(self.target, agreements, peaks)
         rows = []
         for one in sorted(self.target.candidates, key=lambda one: one is not winner):

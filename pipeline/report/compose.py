@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.floors import floor_on
 from pipeline.plan import AwayPlan
-from pipeline.report.proof import broken, never_ran, proof_away, proof_here, proof_of_layers, told_layers
+from pipeline.report.proof import broken, never_ran, proof_away, proof_here, proof_of_layers, told_layers, told_noise
 from pipeline.report.record import (
     BlockRow,
     ByRole,
@@ -156,10 +156,11 @@ def _proof(built: Built, judged: Latency | None) -> Proof:
     shown = shown.replace(
         floor_ms=floor.ms,
         floor_note=floor.note,
+        snr_db=next((one.manifest.facts["snr_db"] for _, one in built.steps if "snr_db" in one.manifest.facts), {}),
         **proof_of_layers(built.validation.layers, attention=attention),
     )
     return shown.replace(
-        proven=(*shown.proven, *told_layers(shown)),
+        proven=(*shown.proven, *told_noise(shown.snr_db), *told_layers(shown)),
         broken=broken(built.target.profile.demands, shown, winner.precision),
     )
 

@@ -97,6 +97,17 @@ def proof_of_layers(layers: Sequence[LayerRow], *, attention: bool) -> dict[str,
     }
 
 
+def told_noise(snr_db: Mapping[str, float]) -> Iterator[str]:
+    """The rounding of the graph, in one line; nothing where it was not measured."""
+    if snr_db:
+        worst = min(snr_db, key=snr_db.__getitem__)
+        last = next(reversed(snr_db))
+        yield (
+            f"signal to noise of the graph against fp32: {snr_db[last]:.1f} dB at the end ({last}), "
+            f"least {snr_db[worst]:.1f} dB in {worst}"
+        )
+
+
 def broken(demands: Demands, proof: Proof, precision: str) -> tuple[str, ...]:
     """What a profile demands and the layers do not show, in words; nothing where there are no layers to look at."""
     if not proof.layers:

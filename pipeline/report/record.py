@@ -229,6 +229,8 @@ class Proof(Record):
     """shares of the time of all layers"""
     macs_by_precision: dict[str, float] = {}
     """shares of the multiply-accumulates that the runtime tells of"""
+    snr_db: dict[str, float] = {}
+    """of the graph's rounding: signal to noise against the fp32 graph at the end of each part, in order"""
     fused_attention: bool | None = None
     """whether scores, softmax and weighted sum run as one kernel; null where it has no attention, or nothing ran"""
     broken: tuple[str, ...] = ()

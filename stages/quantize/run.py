@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,8 +98,12 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
             shutil.copyfile(context.input / name, context.output / name)
 
     collapsed = chosen.found.share < COLLAPSED_BELOW
-    if collapsed and len(select) >= TELLING_IMAGES:
-        chosen.facts["breaks_at"] = _tell_collapse(options, context, source, chosen, select, preprocess, len(found))
+    if len(select) >= TELLING_IMAGES:
+        noise = _measure_noise(context, source, chosen, select, preprocess)
+        chosen.facts["snr_db"] = noise_by_group(noise)
+        if collapsed:
+            chosen.facts["breaks_at"] = find_break(noise)
+            _tell_collapse(options, chosen.found.share, len(found), chosen.facts["breaks_at"])
     done, products = count_products(read_graph(context.output / GRAPH_FILE), options.precision)
     alpha = f", alpha {options.alphas[best]} of {', '.join(map(str, options.alphas))}" if _sweeps(options) else ""
     back = chosen.facts.get("returned", [])
@@ -218,19 +223,13 @@ def _return_layers(
         )
 
 
-def _tell_collapse(
-    options: "QuantizeOptions",
-    context: StageContext,
-    source: Path,
-    chosen: Chosen,
-    select: "ImageSet",
-    preprocess: Preprocess,
-    candidates: int,
-) -> dict[str, Any] | None:
-    """Find and tell where the signal is lost; returns {node, tensor, snr_db}."""
+def _measure_noise(
+    context: StageContext, source: Path, chosen: Chosen, select: "ImageSet", preprocess: Preprocess
+) -> list[dict[str, Any]]:
+    """Signal-to-noise ratio of every tensor that the graph shares with fp32, in order: [{node, tensor, snr_db}]."""
     job = Job(
         work="noise",
-        title="the search for the layer that breaks",
+        title="the look at every tensor",
         model=source,
         output=context.scratch / f"{chosen.graph.parent.name}_{chosen.graph.stem}.noise",
         progress=context.scratch / "noise.share",
@@ -238,18 +237,33 @@ def _tell_collapse(
         preprocess=preprocess,
         settings={"other": str(chosen.graph), "images": NOISE_IMAGES},
     )
+    context.tell("signal and noise", None)
     make_candidates([job], model_bytes=0, tell=lambda message, share: None)
-    broken = find_break(json.loads(job.output.read_bytes()))
+    found: list[dict[str, Any]] = json.loads(job.output.read_bytes())
+    return found
+
+
+def noise_by_group(noise: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The last tensor's ratio of each part of the model, in order: {patch_embed, blocks.0, ..., head: decibels}."""
+    found: dict[str, float] = {}
+    for one in noise:
+        part = re.match(r"blocks\.\d+|\w+(?=[./])", str(one["node"]))
+        if part is not None:
+            found[part.group()] = round(float(one["snr_db"]), 1)
+    return found
+
+
+def _tell_collapse(options: "QuantizeOptions", share: float, candidates: int, broken: dict[str, Any] | None) -> None:
+    """Tell where the signal is lost."""
     where = f" the signal is lost first in {broken['node']} ({broken['snr_db']:.1f} dB);" if broken else ""
     log.warning(
         "%s collapsed: the best of %d candidates agrees with fp32 on %.1f %% of the select images;%s "
         "try other alphas, more calibration images, or keep layers in float with keep_float",
         options.precision,
         candidates,
-        100 * chosen.found.share,
+        100 * share,
         where,
     )
-    return broken
 
 
 def find_break(noise: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ name = "openvino"
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
-HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+HINTS = {"fp32": "f32", "int8": "f32", "int8_weights": "f32", "bf16": "bf16"}
 """int8: what is between quantizers runs in integers whatever the hint, the rest in fp32"""
 
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA")
@@ -153,6 +153,8 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": self._options["threads"],
             "PERF_COUNT": profiling,
         }
+        if self._options.get("precision") == "int8_weights":
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # else activations are quantized too where VNNI is
         try:
             return _import().Core().compile_model(graph, "CPU", properties)
         except RuntimeError as error:

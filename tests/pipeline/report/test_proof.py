@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report.proof import broken, proof_of_layers, told_layers
+from pipeline.report.proof import broken, proof_of_layers, told_layers, told_noise
 from pipeline.report.record import LayerRow, Proof
 from targets.profile import Demands
 
@@ -68,6 +68,13 @@ def test_what_is_demanded_is_held_against_the_layers(demands: Demands, precision
 
     assert len(found) == len(said)
     assert all(words in line for words, line in zip(said, found, strict=True))
+
+
+def test_the_noise_of_the_graph_is_one_line():
+    (line,) = told_noise({"patch_embed": 40.0, "blocks.0": 12.5, "head": 18.0})
+
+    assert line == "signal to noise of the graph against fp32: 18.0 dB at the end (head), least 12.5 dB in blocks.0"
+    assert list(told_noise({})) == []
 
 
 def test_nothing_is_demanded_of_an_engine_that_never_ran():

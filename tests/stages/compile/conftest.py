@@ -29,6 +29,8 @@ class Graphs:
 
     fp32: Path
     int8: Path
+    int8_dynamic: Path
+    int8_weights: Path
     pixels: np.ndarray
     """uint8 [N, H, W, 3]"""
     preprocess: Preprocess
@@ -63,7 +65,10 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
     export(ExportOptions(), context(folder / "model", "fp32"))
     quantize(QuantizeOptions(alphas=("off",), images=16, select_images=16), context(folder / "fp32", "int8"))
-    return Graphs(folder / "fp32", folder / "int8", pixels, preprocess)
+    for precision in ("int8_dynamic", "int8_weights"):
+        quantize(QuantizeOptions(precision=precision, select_images=16), context(folder / "fp32", precision))
+    made = {name: folder / name for name in ("fp32", "int8", "int8_dynamic", "int8_weights")}
+    return Graphs(**made, pixels=pixels, preprocess=preprocess)
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +81,8 @@ def make_target() -> Callable[..., TargetProfile]:
             "summary": "a CPU",
             "board": Board(kind="cpu", description="any"),
             "runtimes": (
-                RuntimeChoice(name="onnxruntime", precisions=("fp32", "int8")),
-                RuntimeChoice(name="openvino", precisions=("fp32", "bf16", "int8")),
+                RuntimeChoice(name="onnxruntime", precisions=("fp32", "int8", "int8_dynamic", "int8_weights")),
+                RuntimeChoice(name="openvino", precisions=("fp32", "bf16", "int8", "int8_weights")),
             ),
             "batch": 3,
             "verified": "not yet",

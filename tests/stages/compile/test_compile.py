@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from stages.compile.stage import STAGE, CompileOptions
+from stages.compile.stage import COMPUTES, STAGE, CompileOptions
 from stages.stage import StageContext
 from targets.errors import InputError, StageError, WorkerError
 from targets.facts import installed_version, probe
@@ -24,9 +24,12 @@ Run = Callable[..., Any]
 COMBINATIONS = [
     ("onnxruntime", "fp32"),
     ("onnxruntime", "int8"),
+    ("onnxruntime", "int8_dynamic"),
+    ("onnxruntime", "int8_weights"),
     ("openvino", "fp32"),
     ("openvino", "bf16"),
     ("openvino", "int8"),
+    ("openvino", "int8_weights"),
 ]
 LAYERS = 10  # with weights: patch embedding, four in each of two blocks, head
 
@@ -42,7 +45,7 @@ def combination(request: pytest.FixtureRequest, make_target: Callable[..., Targe
 
 
 def graph_for(graphs: Any, precision: str) -> Path:
-    return Path(graphs.int8 if precision == "int8" else graphs.fp32)
+    return Path(getattr(graphs, "fp32" if precision == "bf16" else precision))
 
 
 def answers(path: Path, graphs: Any, **options: Any) -> np.ndarray:
@@ -70,8 +73,9 @@ def test_an_engine_answers_as_the_graph_it_was_built_from(
     expected = answers(graph / "model.onnx", graphs, runtime="onnxruntime", precision=precision.replace("bf16", "fp32"))
     found = answers(tmp_path / "engine", graphs)
     spread = np.abs(expected).max()
-    tolerance = {"fp32": 1e-5, "bf16": 5e-2, "int8": 5e-2}[precision]  # int8: runtimes round differently
-    if precision == "int8" and int8_saturates:
+    exact = ("fp32", "int8_weights")
+    tolerance = 1e-5 if precision in exact else 5e-2  # int8: runtimes round differently
+    if precision in ("int8", "int8_dynamic") and int8_saturates:
         tolerance = 0.15
     assert found.shape == (40, 6)
     np.testing.assert_allclose(found, expected, atol=tolerance * spread)
@@ -85,9 +89,10 @@ def test_products_run_in_the_precision_asked_for(
     result, _ = run_compile(graph_for(graphs, precision), tmp_path / "engine", runtime=runtime, precision=precision)
 
     products = result.facts["matrix_products"]
-    assert products[precision] >= LAYERS - 1
-    assert sum(products.values()) - products[precision] <= 5  # softmax x value stays in fp32
-    assert f"{products[precision]} matrix products in {precision}" in result.facts["summary"]
+    computes = COMPUTES.get(precision, precision)
+    assert products[computes] >= LAYERS - 1
+    assert sum(products.values()) - products[computes] <= 5  # softmax x value stays in fp32
+    assert f"{products[computes]} matrix products in {computes}" in result.facts["summary"]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -17,7 +17,7 @@ from stages.quantize.graph import attention_products, read_graph
 from stages.quantize.half import convert, emulate, nodes_at_risk
 from stages.quantize.linears import FP8_LARGEST, best_alpha
 from stages.quantize.mixed import layers, return_to_float
-from stages.quantize.run import find_break
+from stages.quantize.run import find_break, noise_by_group
 from stages.quantize.stage import QuantizeOptions, strength_of
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
@@ -110,6 +110,8 @@ def test_an_fp16_graph_is_half_as_large_runs_and_names_norms_that_overflow_insid
     assert any(one["largest"] > 131 for one in kept.values())
     assert next(iter(kept)) in caplog.text
     assert facts["agreement"] > 0.98
+    assert set(facts["snr_db"]) >= {"patch_embed", "blocks.0", "blocks.1", "head"}
+    assert min(facts["snr_db"].values()) > 20
     assert facts["bytes"]["after"] < 0.8 * facts["bytes"]["before"]
     assert facts["products"]["fp16"] > 0
     assert {one.type.tensor_type.elem_type for one in (*made.graph.input, *made.graph.output)} == {TensorProto.FLOAT}
@@ -321,6 +323,21 @@ def test_a_collapse_names_the_layer_where_the_signal_is_lost(
     assert found.result.facts["collapsed"] is True
     assert found.result.facts["breaks_at"]["node"] == "head/Gemm"
     assert "the signal is lost first in head/Gemm" in caplog.text
+
+
+def test_noise_is_told_at_the_end_of_every_part_in_order() -> None:
+    noise = [
+        {"node": "patch_embed/Conv", "tensor": "a", "snr_db": 40.04},
+        {"node": "blocks.0.attn.qkv/MatMul", "tensor": "b", "snr_db": 20.0},
+        {"node": "blocks.0/Add_1", "tensor": "c", "snr_db": 31.0},
+        {"node": "blocks.10.mlp.fc1/MatMul", "tensor": "d", "snr_db": 25.0},
+        {"node": "Gather_0", "tensor": "e", "snr_db": 25.0},
+        {"node": "head/Gemm", "tensor": "logits", "snr_db": 22.0},
+    ]
+
+    assert list(noise_by_group(noise).items()) == [
+        *(("patch_embed", 40.0), ("blocks.0", 31.0), ("blocks.10", 25.0), ("head", 22.0)),
+    ]
 
 
 def test_where_no_tensor_is_lost_the_noisiest_is_named() -> None:
