@@ -32,8 +32,9 @@ def engine_answers(engine: Path, pixels: "Pixels", *, tell: Tell, precision: str
             worker.load(engine)
             found = worker.infer(images, preprocess=pixels.preprocess, tell=tell)
         else:
-            worker.load(engine, runtime="onnxruntime", precision=precision)
-            found = worker.infer(images, batch=BATCH, preprocess=pixels.preprocess, tell=tell)
+            loaded = worker.load(engine, runtime="onnxruntime", precision=precision)
+            batch = loaded.inputs[0]["shape"][0] or BATCH
+            found = worker.infer(images, batch=batch, preprocess=pixels.preprocess, tell=tell)
     return next(iter(found.values()))
 
 

@@ -20,8 +20,8 @@ from pipeline.report.compose import Built, compose
 from pipeline.report.record import CandidateRow, Report
 from pipeline.validation import Engines, Subject, Validation, validate_graph
 from stages.artifact import Artifact, Format
+from stages.graph.described import Described
 from stages.stage import Role
-from stages.vit.spec import ViTSpec
 from targets.record import digest_of
 
 GRAPH_FILE = "model.onnx"
@@ -82,7 +82,7 @@ class AwayBuild(TargetWork):
             report=report,
             engine=engine,
             graph=graph,
-            spec_folder=self.model_of(winner.graph).folder,
+            spec_folder=self.described(winner.graph),
             profile=self.target.profile,
         )
         return report
@@ -112,7 +112,7 @@ class AwayBuild(TargetWork):
             )
         return Choice(winner=winner.name, rows=tuple(rows))
 
-    def _subject(self, winner: Prepared, before: ViTSpec) -> Subject:
+    def _subject(self, winner: Prepared, before: Described) -> Subject:
         return Subject(
             engines=Engines(
                 baseline={winner.batch: self._file(self.target.source_graph)},
@@ -121,7 +121,8 @@ class AwayBuild(TargetWork):
             ),
             batch=winner.batch,
             precision=winner.precision,
-            model=self.model_of(winner.graph).folder,
+            model=self.model_of(winner.graph),
+            source_graph=None if self.model_of(winner.graph) else self._file(self.target.source_graph),
             spec=before,
             preprocess=self.spec_of(winner.graph).preprocess,
             measure=self.plan.recipe.measure,
@@ -162,7 +163,7 @@ class AwayBuild(TargetWork):
             folder,
             engine=None,
             graph=self._graph(step),
-            spec_folder=last_of(step, Format.VIT, self.runner).folder,
+            spec_folder=self.described(step),
             planned={"runtime": "onnxruntime", "precision": winner.precision if role == "engine" else "fp32"},
         )
 

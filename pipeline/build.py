@@ -28,6 +28,7 @@ from pipeline.store import Store
 from pipeline.validation import Engines, Subject, Validation, validate
 from stages.artifact import Artifact, Format
 from stages.data.images import check_roles, open_images
+from stages.graph.described import Described
 from stages.prune.options import PruneOptions, reshaped
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
@@ -153,14 +154,14 @@ class _TargetBuild(TargetWork):
             report=report,
             engine=engine,
             graph=self._graph(winner),
-            spec_folder=self.model_of(winner.engine).folder,
+            spec_folder=self.described(winner.engine),
         )
         return report
 
-    def _check_search(self, before: ViTSpec) -> None:
+    def _check_search(self, before: Described) -> None:
         """Refuse what a search cannot try before anything is built for it."""
         step = searched_step(self.plan)
-        if step is not None and isinstance(step.options, PruneOptions):
+        if step is not None and isinstance(step.options, PruneOptions) and isinstance(before, ViTSpec):
             reshaped(step.options, before)
 
     # Choosing.
@@ -186,7 +187,7 @@ class _TargetBuild(TargetWork):
             {name: self._engine(one) for name, one in engines.items()},
             baseline=baseline,
             reference=reference.answers,
-            pixels=reference.pixels_for(self.model_of(next(iter(engines.values()))).folder),
+            pixels=reference.pixels_for(self.described(next(iter(engines.values())))),
             baseline_pixels=reference.pixels,
             has_head=bool(reference.spec.classes),
             threads=self.target.profile.threads,
@@ -199,7 +200,7 @@ class _TargetBuild(TargetWork):
 
     # Searching.
 
-    def _search(self, before: ViTSpec) -> "Decision":
+    def _search(self, before: Described) -> "Decision":
         """Choose runtime and precision by the unpruned engines, then shapes for them; plans the target anew."""
         baseline = self._engine(self._baseline)
         for one in self.target.candidates:
@@ -216,7 +217,7 @@ class _TargetBuild(TargetWork):
             runner=self.runner,
             target=self.target,
             candidate=candidate,
-            spec=self.spec_of(step.previous),
+            spec=_vit(self.spec_of(step.previous)),
             search=step.options.search,
             later=reshaping_after(self.plan, step),
             inputs=lambda preprocess: lazy.pixels_as(preprocess).inputs(max(INPUTS, candidate.batch)),
@@ -229,7 +230,7 @@ class _TargetBuild(TargetWork):
 
     # Validating.
 
-    def _subject(self, winner: Candidate, before: ViTSpec) -> Subject:
+    def _subject(self, winner: Candidate, before: Described) -> Subject:
         others = {
             batch: next(one for one in candidates if one.name == winner.name)
             for batch, candidates in self.target.other_batches.items()
@@ -244,7 +245,10 @@ class _TargetBuild(TargetWork):
             engines=engines,
             batch=winner.batch,
             precision=winner.precision,
-            model=self.model_of(winner.engine).folder,
+            model=self.model_of(winner.engine),
+            source_graph=last_of(self.plan.source, Format.ONNX, self.runner).folder / "model.onnx"
+            if self.model_of(winner.engine) is None
+            else None,
             spec=before,
             preprocess=self.spec_of(winner.engine).preprocess,
             measure=self.plan.recipe.measure,
@@ -261,7 +265,7 @@ class _TargetBuild(TargetWork):
             command_bundle=lambda role, folder: self._command_bundle(role, folder, winner),
         )
 
-    def _floor(self, spec: ViTSpec, precision: str, batch: int) -> Floor:
+    def _floor(self, spec: Described, precision: str, batch: int) -> Floor:
         return floor_on(self.target.profile, spec, precision=precision, batch=batch)
 
     def _validate(self, subject: Subject, key: str, tell: Tell) -> Validation:
@@ -303,7 +307,7 @@ class _TargetBuild(TargetWork):
             folder,
             engine=engine,
             graph=last_of(step, Format.ONNX, self.runner),
-            spec_folder=last_of(step, Format.VIT, self.runner).folder,
+            spec_folder=self.described(step),
         )
 
     # Small things.
@@ -317,6 +321,12 @@ class _TargetBuild(TargetWork):
 
     def _graph(self, winner: Candidate) -> Artifact:
         return last_of(winner.engine, Format.ONNX, self.runner)
+
+
+def _vit(model: Described) -> ViTSpec:
+    if not isinstance(model, ViTSpec):
+        raise RuntimeError("shapes of a graph are not searched: the recipe would have been refused")
+    return model
 
 
 def _check_output(output: Path) -> None:

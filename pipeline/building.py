@@ -16,12 +16,12 @@ from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_ans
 from pipeline.events import Event
 from pipeline.plan import AwayPlan, Plan, TargetPlan
 from pipeline.planner import PlannedStep
-from pipeline.reference import Reference, spec_in
+from pipeline.reference import Reference
 from pipeline.runner import Runner
 from stages.artifact import Artifact, Format
 from stages.data.images import ImageSet, check_labels
+from stages.graph.described import Described, is_described, read_described
 from stages.stage import Role
-from stages.vit.spec import ViTSpec
 from targets.errors import InputError
 from targets.record import digest_of
 
@@ -52,7 +52,7 @@ class TargetWork:
         """Folder for decoded images."""
         return self.runner.store.root / "pixels"
 
-    def refuse_labels(self, before: ViTSpec) -> None:
+    def refuse_labels(self, before: Described) -> None:
         """Refuse labels that the answers cannot have, as soon as it is known what they can."""
         evaluate, texts = self.plan.images.get(Role.EVALUATE), self.plan.recipe.measure.text_embeddings
         if evaluate is None:
@@ -64,7 +64,7 @@ class TargetWork:
         elif before.classes:
             check_labels(evaluate, before.classes)
 
-    def reference(self, baseline: Path, key: str, before: ViTSpec) -> Reference:
+    def reference(self, baseline: Path, key: str, before: Described) -> Reference:
         """What stages and candidates are compared with: the answers of a baseline, an engine's folder or a graph."""
         images = self.select()
         some = images.subset(range(min(len(images), AGREEMENT_IMAGES)))
@@ -142,13 +142,23 @@ class TargetWork:
                 return record.model_validate(found)
         return None
 
-    def spec_of(self, step: PlannedStep) -> ViTSpec:
-        """Spec of the model that a step builds on."""
-        return spec_in(self.model_of(step).folder)
+    def spec_of(self, step: PlannedStep) -> Described:
+        """What is known of the model that a step builds on."""
+        return read_described(self.described(step))
 
-    def model_of(self, step: PlannedStep) -> Artifact:
-        """The model that a step builds on."""
-        return last_of(step, Format.VIT, self.runner)
+    def described(self, step: PlannedStep) -> Path:
+        """The last folder on the way to a step that says what the model is."""
+        for one in reversed(step.line()):
+            folder = self.runner.bring(one).folder
+            if is_described(folder):
+                return folder
+        raise InputError(f"{step.title} does not build on a model")
+
+    def model_of(self, step: PlannedStep) -> Path | None:
+        """Folder of the model that a step builds on, for torch; None where there is only a graph."""
+        if self.plan.source.line()[0].stage == "source_onnx":
+            return None
+        return last_of(step, Format.VIT, self.runner).folder
 
 
 def last_of(step: PlannedStep, holds: Format, runner: Runner) -> Artifact:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.vit.spec import SPEC_FILE, ViTSpec
+from stages.graph.described import read_described
 from targets.bundle.write import write_bundle
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _write(
     planned: Mapping[str, Any] | None = None,
     target: Mapping[str, Any] | None = None,
 ) -> None:
-    spec = ViTSpec.model_validate_json((spec_folder / SPEC_FILE).read_text())
+    spec = read_described(spec_folder)
     labels_file = spec_folder / "labels.json"
     write_bundle(
         folder,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.keys import step_key
 from stages.artifact import Format
 from stages.catalog import get_stage
+from stages.source_onnx.options import OnnxSourceOptions
 from stages.stage import Role
 from targets.errors import InputError
 from targets.profile import TargetProfile
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 FLOAT = ("fp32", "bf16")
 """precisions of the graph as it is exported: bf16 is a hint to a runtime"""
-SOURCE_STAGES = ("source", "finetune")
+SOURCE_STAGES = ("source", "source_onnx", "finetune")
 """stages before the model that everything is compared with"""
 
 
@@ -107,7 +108,8 @@ class Planner:
 
     def source(self) -> PlannedStep:
         """The source line: the model as the user gave it, fine-tuned if the recipe says so."""
-        last = self.step("source", self.recipe.model, after=None)
+        first = "source_onnx" if isinstance(self.recipe.model, OnnxSourceOptions) else "source"
+        last = self.step(first, self.recipe.model, after=None)
         for step in self.recipe.steps:
             if step.stage in SOURCE_STAGES:
                 last = self.step(step.stage, step.options, after=last, title=step.title)
@@ -145,8 +147,10 @@ class Planner:
         return last
 
     def export_of(self, start: PlannedStep) -> PlannedStep:
-        """The fp32 graph of a model, with the recipe's export options."""
-        step = next(step for step in self.recipe.steps if step.stage == "export")
+        """The fp32 graph of a model, with the recipe's export options; a model that came as a graph is its own."""
+        step = next((step for step in self.recipe.steps if step.stage == "export"), None)
+        if step is None:
+            return start
         return self.step("export", step.options, after=start)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.answers import engine_answers
 from pipeline.pixels import Pixels
-from stages.vit.spec import SPEC_FILE, ViTSpec
+from stages.graph.described import Described, read_described
 from targets.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Reference:
     """its engine's folder, or its fp32 graph"""
     key: str
     """of the step that made it"""
-    spec: ViTSpec
+    spec: Described
     """of the source"""
     folder: Path
     """for decoded images"""
@@ -36,7 +36,7 @@ class Reference:
 
     def pixels_for(self, folder: Path) -> Pixels:
         """The images as the model or graph in this folder reads them."""
-        return self.pixels_as(spec_in(folder).preprocess)
+        return self.pixels_as(read_described(folder).preprocess)
 
     def pixels_as(self, preprocess: Preprocess) -> Pixels:
         """The images, so prepared."""
@@ -46,8 +46,3 @@ class Reference:
     def answers(self) -> "Floats":
         """The baseline's answers, [N, C] or [N, D]."""
         return engine_answers(self.baseline, self.pixels, tell=lambda message, share: None)
-
-
-def spec_in(folder: Path) -> ViTSpec:
-    """Spec of the model or graph in a folder."""
-    return ViTSpec.model_validate_json((folder / SPEC_FILE).read_text(encoding="utf-8"))

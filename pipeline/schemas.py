@@ -18,12 +18,14 @@ def schemas() -> dict[str, dict[str, Any]]:
     from pipeline.report.record import Report
     from pipeline.validation import Validation
     from stages.artifact import Manifest
+    from stages.graph.card import GraphCard
     from stages.vit.spec import ViTSpec
     from targets.measure.measurement import Comparison
     from targets.measure.open_loop import OpenLoop
 
     records: dict[str, type[BaseModel]] = {
         "vit": ViTSpec,
+        "graph": GraphCard,
         "artifact": Manifest,
         "comparison": Comparison,
         "open_loop": OpenLoop,

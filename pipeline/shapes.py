@@ -7,15 +7,20 @@ numbers are told.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from pipeline.plan import Plan
 from pipeline.planner import PlannedStep
 from pipeline.store import Store
 from stages.artifact import Format
 from stages.catalog import get_stage
-from stages.vit.counts import count_macs, count_params, params_by_part
-from stages.vit.spec import SPEC_FILE, ViTSpec
+from stages.graph.described import Described, macs_of, params_of, parts_of, read_described
+from stages.vit.spec import ViTSpec
+
+if TYPE_CHECKING:
+    from stages.source_onnx.options import OnnxSourceOptions
 
 RECORD = "spec"
 
@@ -26,7 +31,7 @@ class Shape:
 
     key: str
     title: str
-    spec: ViTSpec | None
+    spec: Described | None
     """None where only the hub knows it"""
     at_most: bool = False
     """images decide: the real one is not larger"""
@@ -34,18 +39,18 @@ class Shape:
     @property
     def params(self) -> int:
         """Parameters of the whole model."""
-        return count_params(self.spec) if self.spec else 0
+        return params_of(self.spec) if self.spec else 0
 
     @property
     def tower_params(self) -> int:
         """Parameters without the head."""
-        parts = params_by_part(self.spec) if self.spec else {}
-        return sum(number for part, number in parts.items() if part != "head")
+        parts = parts_of(self.spec) if self.spec else {}
+        return sum(number for part, number in parts.items() if part != "head") if parts else self.params
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one image through the whole model."""
-        return count_macs(self.spec) if self.spec else 0
+        return macs_of(self.spec) if self.spec else 0
 
     def told(self) -> dict[str, Any]:
         """Return what a plan in JSON says."""
@@ -76,15 +81,18 @@ def shapes_of(plan: Plan, store: Store) -> Iterator[Shape]:
         finished = _finished_spec(step, store)
         if finished is not None:
             spec, at_most = finished, False
-        elif spec is not None:
+        elif isinstance(spec, ViTSpec):
             at_most = at_most or stage.reshapes_at_most(step.options)
             spec = stage.reshape(step.options, spec)
         yield Shape(key=step.key, title=step.title, spec=spec, at_most=at_most)
 
 
-def _source_spec(step: PlannedStep, store: Store) -> ViTSpec | None:
+def _source_spec(step: PlannedStep, store: Store) -> Described | None:
     from stages.source.options import SourceOptions
+    from stages.source_onnx.options import OnnxSourceOptions
 
+    if isinstance(step.options, OnnxSourceOptions):
+        return _finished_spec(step, store) or _card_of(step.options)
     known = store.get_record(RECORD, step.key)
     if known is not None:
         return ViTSpec.model_validate(known)
@@ -100,6 +108,14 @@ def _source_spec(step: PlannedStep, store: Store) -> ViTSpec | None:
     return spec
 
 
-def _finished_spec(step: PlannedStep, store: Store) -> ViTSpec | None:
+def _card_of(options: "OnnxSourceOptions") -> Described:
+    """Card of a graph that is not in the store yet."""
+    from stages.source_onnx.read import save_graph
+
+    with TemporaryDirectory(prefix="vitrim-graph-") as folder:
+        return save_graph(options, Path(folder))[0]
+
+
+def _finished_spec(step: PlannedStep, store: Store) -> Described | None:
     artifact = store.find(step.key) if store.has(step.key) else None
-    return None if artifact is None else ViTSpec.model_validate_json((artifact.folder / SPEC_FILE).read_bytes())
+    return None if artifact is None else read_described(artifact.folder)

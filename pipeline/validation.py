@@ -27,7 +27,7 @@ from targets.record import Record
 if TYPE_CHECKING:
     from pipeline.recipe import Measure
     from pipeline.statistics import Floats
-    from stages.vit.spec import ViTSpec
+    from stages.graph.described import Described
     from targets.preprocess import Preprocess
     from targets.profile import Budget
 
@@ -78,9 +78,11 @@ class Subject:
     engines: Engines
     batch: int
     precision: str
-    model: Path
-    """folder of the compressed model (format vit), for parity"""
-    spec: "ViTSpec"
+    model: Path | None
+    """folder of the compressed model (format vit), for parity; None where the source is a graph"""
+    source_graph: Path | None
+    """the source's fp32 graph, which stands for torch then"""
+    spec: "Described"
     """of the source"""
     preprocess: "Preprocess"
     """what the compressed model reads; the source may read another size"""
@@ -152,15 +154,20 @@ def validate_graph(
 
 
 def check_parity(subject: Subject, pixels: Pixels, *, tell: Tell) -> Parity:
-    """Compare the engine's outputs with torch's on the same real images."""
+    """Compare the engine's outputs with torch's on the same real images, or with those of the source's graph."""
     import numpy as np
 
     from pipeline.features import feature_cosine
 
-    expected = torch_answers(subject.model, pixels, count=PARITY_IMAGES, tell=tell)
     with TemporaryDirectory(prefix="vitrim-parity-") as folder:
         few = Path(folder, "images.npy")
         np.save(few, np.load(pixels.file, mmap_mode="r")[:PARITY_IMAGES])
+        if subject.model is not None:
+            expected = torch_answers(subject.model, Pixels(few, pixels.preprocess), tell=tell)
+        elif subject.source_graph is not None:
+            expected = engine_answers(subject.source_graph, Pixels(few, pixels.preprocess), tell=tell)
+        else:
+            raise RuntimeError("nothing to compare the engine with")
         found = engine_answers(
             subject.engines.engine[subject.batch],
             Pixels(few, pixels.preprocess),
@@ -178,6 +185,7 @@ def check_parity(subject: Subject, pixels: Pixels, *, tell: Tell) -> Parity:
         cosine=cosine,
         tolerance=f"mean cosine at least {least} for {subject.precision}, every output finite",
         passed=finite and cosine >= least,
+        reference="torch" if subject.model is not None else "the source's graph in ONNX Runtime",
     )
 
 

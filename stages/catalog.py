@@ -9,6 +9,7 @@ from targets.errors import UnknownNameError
 
 CATALOG: dict[str, str] = {
     "source": "stages.source.stage",
+    "source_onnx": "stages.source_onnx.stage",
     "finetune": "stages.finetune.stage",
     "resize_input": "stages.resize_input.stage",
     "drop_attention": "stages.drop_attention.stage",

@@ -103,7 +103,9 @@ def _kinds(schema: Schema, root: Schema) -> list[Schema]:
     """The alternatives of a schema, with references followed."""
     if "$ref" in schema:
         return _kinds(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
-    parts = schema.get("anyOf") or schema.get("allOf")  # pydantic before 2.10 wraps a reference into allOf
+    parts = (
+        schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+    )  # pydantic before 2.10 wraps a reference into allOf
     return [kind for one in parts for kind in _kinds(one, root)] if parts else [schema]
 
 

@@ -1,19 +1,20 @@
 """The types of a recipe."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveInt, SerializeAsAny, Tag, field_validator, model_validator
 
 from stages.catalog import CATALOG
 from stages.data.source import DataSource
 from stages.source.options import SourceOptions
+from stages.source_onnx.options import OnnxSourceOptions
 from stages.stage import Role
 from targets.measure.measurement import Level
 from targets.profile import Budget, TargetProfile
 from targets.record import Record, digest_of
 
-IMPLIED = ("source", "compile", "offers", "random_weights")
+IMPLIED = ("source", "source_onnx", "compile", "offers", "random_weights")
 """stages that are never written: `model` is what source is told, compile comes last, a search runs the others"""
 
 
@@ -62,12 +63,23 @@ class Measure(Record):
         return self
 
 
+def _kind_of_model(given: Any) -> str:
+    """Which of the two a `model` is: it names an ONNX file, or something that torch reads."""
+    named = "onnx" in given if isinstance(given, dict) else isinstance(given, OnnxSourceOptions)
+    return "graph" if named else "torch"
+
+
+Model = Annotated[
+    Annotated[SourceOptions, Tag("torch")] | Annotated[OnnxSourceOptions, Tag("graph")], Discriminator(_kind_of_model)
+]
+
+
 class Recipe(Record):
     """What a user asks for: paths are absolute, every step has its options, `export` stands where it is needed."""
 
     vitrim: Literal[1] = Field(description="version of this format")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="what reports call it")
-    model: SourceOptions
+    model: Model
     data: Data = Data()
     steps: tuple[Step, ...] = ()
     targets: tuple[str, ...] = Field(

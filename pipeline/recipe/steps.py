@@ -19,6 +19,7 @@ Written = tuple[Place, Stage[Any], Record | None]
 
 _INSTEAD = {
     "source": "is part of every build, and `model` says what it reads",
+    "source_onnx": "is part of a build whose model is an ONNX file, as `model.onnx` says",
     "compile": "is part of every build, and the targets say what is compiled",
     "offers": "runs by itself where prune has blocks: auto",
     "random_weights": "runs by itself where prune has blocks: auto",
@@ -83,6 +84,10 @@ def _in_order(written: list[Written], document: Document) -> list[Written]:
     """Steps that find what they work on, with `export` put in; tells of the others."""
     ordered: list[Written] = []
     holds, maker = Format.VIT, ""
+    given = document.data.get("model")
+    starts_as_graph = isinstance(given, dict) and "onnx" in given
+    if starts_as_graph:
+        holds, maker = Format.ONNX, "model.onnx"
     before: set[str] = set()
     export = next((spell(place) for place, stage, _ in written if stage.name == "export"), None)
     for place, stage, options in written:
@@ -93,6 +98,10 @@ def _in_order(written: list[Written], document: Document) -> list[Written]:
             problem = "prune stands before already, and only one may have blocks: auto, as the first; give blocks here"
         elif name == "finetune" and before - {"finetune"}:
             problem = "finetune makes the model that all else is compared with; put it before the other steps"
+        elif stage.consumes == Format.VIT and starts_as_graph:
+            problem = (
+                f"{name} works on a model that torch runs, and model.onnx is a graph; only quantize may stand here"
+            )
         elif stage.consumes == Format.VIT and holds == Format.ONNX:
             problem = f"{name} works on a model, but {maker} has made an ONNX graph of it; put {name} before that"
         elif stage.consumes == Format.ONNX and holds == Format.VIT and export:

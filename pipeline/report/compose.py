@@ -21,8 +21,15 @@ from pipeline.report.record import (
     StageRow,
     TargetSummary,
 )
-from stages.vit.counts import count_macs, count_params, params_by_part
-from stages.vit.spec import SPEC_FILE, ViTSpec
+from stages.graph.described import (
+    Described,
+    blocks_of,
+    is_described,
+    macs_of,
+    params_of,
+    parts_of,
+    read_described,
+)
 from targets.errors import StageError
 
 if TYPE_CHECKING:
@@ -45,8 +52,8 @@ class Built:
     winner: "Candidate | Prepared"
     choice: "Choice"
     validation: "Validation"
-    before: ViTSpec
-    after: ViTSpec
+    before: Described
+    after: Described
     bytes_before: int
     bytes_after: int
     steps: Sequence[tuple[str, "Artifact"]]
@@ -72,8 +79,8 @@ def compose(built: Built) -> Report:
     judged = latencies.pop(winner.batch, None)
     comparison = validation.latencies.get(str(winner.batch))
     size = Size(
-        params=Change(before=count_params(built.before), after=count_params(built.after)),
-        macs=Change(before=count_macs(built.before), after=count_macs(built.after)),
+        params=Change(before=params_of(built.before), after=params_of(built.after)),
+        macs=Change(before=macs_of(built.before), after=macs_of(built.after)),
         bytes=Change(before=built.bytes_before, after=built.bytes_after),
     )
     summary = _summary(built)
@@ -152,7 +159,7 @@ def _proof(built: Built, judged: Latency | None) -> Proof:
     winner = built.winner
     floor = floor_on(built.target.profile, built.after, precision=winner.precision, batch=winner.batch)
     shown = _shown(built, judged)
-    attention = any(block.attention != "off" for block in built.after.blocks)
+    attention = any(block.attention != "off" for block in blocks_of(built.after))
     shown = shown.replace(
         floor_ms=floor.ms,
         floor_note=floor.note,
@@ -278,9 +285,10 @@ def _memory(comparison: "Comparison") -> ByRole:
     return ByRole(baseline=peaks["baseline"], unpruned=peaks["unpruned"], engine=peaks["engine"])
 
 
-def _blocks(before: ViTSpec, after: ViTSpec) -> tuple[BlockRow, ...]:
-    if len(before.blocks) != len(after.blocks):
-        raise StageError(f"the model had {len(before.blocks)} blocks and has {len(after.blocks)}")
+def _blocks(before: Described, after: Described) -> tuple[BlockRow, ...]:
+    olds, news = blocks_of(before), blocks_of(after)
+    if len(olds) != len(news):
+        raise StageError(f"the model had {len(olds)} blocks and has {len(news)}")
     return tuple(
         BlockRow(
             index=index,
@@ -289,12 +297,12 @@ def _blocks(before: ViTSpec, after: ViTSpec) -> tuple[BlockRow, ...]:
             d_v=Change(before=old.d_v, after=new.d_v if new.attention != "off" else 0),
             mlp_width=Change(before=old.mlp_width, after=new.mlp_width if new.mlp else 0),
         )
-        for index, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True))
+        for index, (old, new) in enumerate(zip(olds, news, strict=True))
     )
 
 
-def _parts(before: ViTSpec, after: ViTSpec) -> dict[str, Change]:
-    old, new = params_by_part(before), params_by_part(after)
+def _parts(before: Described, after: Described) -> dict[str, Change]:
+    old, new = parts_of(before), parts_of(after)
     return {part: Change(before=old[part], after=new.get(part, 0)) for part in old}
 
 
@@ -302,16 +310,15 @@ def _stage(title: str, artifact: "Artifact", built: Built) -> StageRow:
     manifest = artifact.manifest
     facts = dict(manifest.facts)
     agreement, top1 = built.agreements.get(manifest.key, (None, None))
-    spec_file = artifact.folder / SPEC_FILE
-    spec = ViTSpec.model_validate_json(spec_file.read_text()) if spec_file.is_file() else None
+    spec = read_described(artifact.folder) if is_described(artifact.folder) else None
     return StageRow(
         name=title,
         seconds=manifest.seconds,
         cached=artifact.cached,
         key=manifest.key,
         summary=str(facts.get("summary", "")),
-        params=count_params(spec) if spec else None,
-        macs=count_macs(spec) if spec else None,
+        params=params_of(spec) if spec else None,
+        macs=macs_of(spec) if spec else None,
         bytes=sum(file.size_bytes for file in manifest.files.values()),
         agreement=agreement,
         top1=top1,

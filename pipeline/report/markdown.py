@@ -158,7 +158,10 @@ def _parity(report: Report) -> list[str]:
     if report.parity is None:
         return []
     head = "passed" if report.parity.passed else "**failed**"
-    return ["## Parity with torch", _facts([("outcome", head), *tables.parity_rows(report)], escaped=1)]
+    return [
+        f"## Parity with {_text_whole(report.parity.reference)}",
+        _facts([("outcome", head), *tables.parity_rows(report)], escaped=1),
+    ]
 
 
 def _proof(report: Report) -> list[str]:

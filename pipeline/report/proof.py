@@ -160,7 +160,7 @@ def never_ran(proof: Proof) -> str:
 def _answers(parity: Parity) -> Iterator[str]:
     if parity.passed:
         who = f"{parity.proxy} answers" if parity.proxy else "the engine answers"
-        yield f"{who} like torch on {parity.images:,} images (cosine {figures.number(parity.cosine, 4)})"
+        yield f"{who} like {parity.reference} on {parity.images:,} images (cosine {figures.number(parity.cosine, 4)})"
 
 
 def _products(found: Any, words: str) -> Iterator[str]:

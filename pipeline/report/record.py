@@ -184,7 +184,7 @@ class CandidateRow(Record):
 
 
 class Parity(Record):
-    """The engine's outputs against torch's on the same images."""
+    """The engine's outputs against torch's, or the source graph's, on the same images."""
 
     images: int
     max_abs_error: float
@@ -192,6 +192,8 @@ class Parity(Record):
     cosine: float
     tolerance: str
     passed: bool
+    reference: str = "torch"
+    """whose outputs the engine's are compared with"""
     proxy: str = ""
     """what answered in the engine's place, where that cannot run here"""
 

@@ -11,7 +11,6 @@ from functools import partial
 
 from pipeline.keys import code_digest
 from pipeline.planner import PlannedStep
-from pipeline.reference import spec_in
 from pipeline.search.decide import Allocation, Allocator
 from pipeline.search.grounds import AIM, Glimpse, Start, Tried, estimate, promising, try_grounds
 from pipeline.search.latency import Correction
@@ -21,7 +20,7 @@ from pipeline.search.record import Decision, Ground, ParetoPoint, Round, Sublaye
 from pipeline.search.workbench import Check, Tell, Workbench, named
 from stages.prune.options import BlockShape, PruneOptions
 from stages.vit.counts import count_macs
-from stages.vit.spec import ViTSpec
+from stages.vit.spec import SPEC_FILE, ViTSpec
 from targets.errors import InputError
 from targets.record import digest_of
 
@@ -215,7 +214,7 @@ class Search:
 
 def load_changed(bench: Workbench, model: PlannedStep) -> ViTSpec:
     """Spec of a model that was changed before it is priced."""
-    return spec_in(bench.runner.bring(model).folder)
+    return ViTSpec.model_validate_json((bench.runner.bring(model).folder / SPEC_FILE).read_bytes())
 
 
 def _aimed(limits: Mapping[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,19 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if "" in lines:
         raise InputError(f"line {lines.index('') + 1} of the classes file {str(path)!r} is empty; line i names class i")
     return tuple(lines)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read class names: a JSON list of strings, or text whose line i names class i. Raises InputError."""
+    if path.suffix != ".json":
+        return list(read_classes(path))
+    try:
+        labels = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"labels {str(path)!r} cannot be read as JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"labels {str(path)!r} must hold a JSON list of strings")
+    return labels
 
 
 def read_labels(path: Path, where: Mapping[str, str]) -> dict[str, int]:

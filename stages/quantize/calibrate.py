@@ -40,6 +40,7 @@ class Job(Record):
     alpha: Alpha = "off"
     symmetric: bool = False
     half_range: bool = False
+    transformer: bool = True
     keep_float: tuple[str, ...] = ()
     """names of nodes"""
     bias_correction: bool = False
@@ -84,7 +85,7 @@ def quantize_by_nncf(job: Job) -> None:
         onnx.load(job.model, load_external_data=False),
         nncf.Dataset(range(len(pixels)), feed),
         preset=nncf.QuantizationPreset.PERFORMANCE if job.symmetric else nncf.QuantizationPreset.MIXED,
-        model_type=nncf.ModelType.TRANSFORMER,
+        model_type=nncf.ModelType.TRANSFORMER if job.transformer else None,
         subset_size=len(pixels),
         fast_bias_correction=True,
         ignored_scope=nncf.IgnoredScope(names=list(job.keep_float)) if job.keep_float else None,

@@ -68,6 +68,14 @@ def merge_nodes(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in graph.node if fnmatchcase(node.name, MERGE)]
 
 
+def is_transformer(graph: onnx.GraphProto) -> bool:
+    """Whether a graph has attention: a product of what a softmax made."""
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    return any(
+        node.op_type == "MatMul" and any(made_by.get(name) == "Softmax" for name in node.input) for node in graph.node
+    )
+
+
 def attention_products(graph: onnx.GraphProto) -> list[str]:
     """Names of what `scope: linears` leaves in float: products without weights, and convolutions."""
     weights = {one.name for one in graph.initializer}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from stages.graph.described import DESCRIPTIONS, read_described
 from stages.quantize.agreement import Agreement, choose
 from stages.quantize.calibrate import Job
 from stages.quantize.candidates import make_candidates
@@ -20,6 +21,7 @@ from stages.quantize.graph import (
     check_block,
     check_can_be_quantized,
     count_products,
+    is_transformer,
     match_nodes,
     merge_nodes,
     read_graph,
@@ -30,8 +32,6 @@ from stages.quantize.returning import Variants, measure_sensitivity, return_unti
 from stages.quantize.rungs import Rung, prepare
 from stages.quantize.stage import reads_fit
 from stages.stage import Role, StageContext, StageResult
-from stages.vit.files import LABELS_FILE, load_spec
-from stages.vit.spec import SPEC_FILE
 from targets.errors import InputError
 from targets.preprocess import Preprocess
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vitrim.quantize")
 
-GRAPH_FILE = "model.onnx"
+GRAPH_FILE, LABELS_FILE = "model.onnx", "labels.json"
 CALIBRATING = 0.8
 """share of the time that calibration takes; the rest compares"""
 COLLAPSED_BELOW = 0.5
@@ -72,7 +72,9 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
         keep |= set(attention_products(graph))
     if options.block is not None:
         check_block(source, options.block, keep)
-    preprocess = load_spec(context.input).preprocess
+    preprocess = read_described(context.input).preprocess
+    if options.precision == "int8" and not is_transformer(graph):
+        options = options.replace(alphas=("off",))  # SmoothQuant is for transformers
     fit = _draw(context.images[Role.FIT], options.images, seed=context.seed) if reads_fit(options) else None
     select = _draw(context.images[Role.SELECT], options.select_images, seed=context.seed)
 
@@ -93,7 +95,7 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
             _return_layers(options, context, chosen, judge, layers(graph, rung.keep))
     _place(chosen.graph if rung.final is None else rung.final, context.output / GRAPH_FILE)
     onnx.checker.check_model(str(context.output / GRAPH_FILE), full_check=True)
-    for name in (SPEC_FILE, LABELS_FILE):
+    for name in (*DESCRIPTIONS, LABELS_FILE):
         if (context.input / name).exists():
             shutil.copyfile(context.input / name, context.output / name)
 

@@ -10,7 +10,7 @@ import onnx
 
 from stages.quantize.calibrate import Job
 from stages.quantize.candidates import make_candidates
-from stages.quantize.graph import WEIGHTED, read_graph
+from stages.quantize.graph import WEIGHTED, is_transformer, read_graph
 from stages.quantize.half import nodes_at_risk
 from stages.quantize.linears import best_alpha, linears
 from stages.stage import StageContext
@@ -93,6 +93,7 @@ def prepare(
                     alpha=strength,
                     symmetric=options.symmetric,
                     half_range=options.half_range,
+                    transformer=is_transformer(read_graph(source)),
                     bias_correction=options.bias_correction,
                 )
             )

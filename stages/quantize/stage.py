@@ -163,5 +163,5 @@ STAGE = Stage(
     run=quantize,
     roles=lambda options: (Role.FIT, Role.SELECT) if reads_fit(options) else (Role.SELECT,),
     tools=("nncf", "numpy", "onnx", "onnxruntime", "pillow", "ml_dtypes"),
-    code=("stages/vit", "stages/data", "targets/bundle/pixels.py"),
+    code=("stages/vit", "stages/graph", "stages/data", "targets/bundle/pixels.py"),
 )

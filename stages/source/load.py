@@ -1,6 +1,5 @@
 """From source options to a spec, weights and class names."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import eva, vision_transformer
 from torch import Tensor
 
-from stages.data.labels import read_classes
+from stages.data.labels import read_class_names
 from stages.source.folders import Kind, download, kind_of, refuse_changes
 from stages.source.options import SourceOptions
 from stages.vit.files import (
@@ -63,7 +62,7 @@ def save_source(options: SourceOptions, folder: Path, *, seed: int) -> tuple[Sou
         return source, len(source.state)
     spec, weights = load_spec(options.folder), TensorFile(options.folder / WEIGHTS_FILE)
     check_fits(weights.shapes(), build_empty(spec))
-    labels = load_labels(options.folder) if options.labels is None else read_label_file(options.labels)
+    labels = load_labels(options.folder) if options.labels is None else read_class_names(options.labels)
     save_description(folder, spec, labels=labels)
     names = in_file_order(weights.entries)
     write_tensors(folder / WEIGHTS_FILE, weights.entries, ((name, weights.read(name)) for name in names))
@@ -80,7 +79,7 @@ def load_source(options: SourceOptions, *, seed: int) -> Source:
     else:
         source = _load_folder(options, options.folder or download(options.hub or ""), seed=seed)
     if options.labels is not None:
-        source = source._replace(labels=read_label_file(options.labels))
+        source = source._replace(labels=read_class_names(options.labels))
     if source.labels is not None and len(source.labels) != source.spec.classes:
         raise InputError(f"{len(source.labels)} class names for {source.spec.classes} classes; give one name per class")
     return source
@@ -156,19 +155,6 @@ def check_name(name: str) -> None:
     if tag and tag not in tags:
         known = ", ".join(filter(None, tags)) or "none"
         raise UnknownNameError("pretrained tag", tag, tags, hint=f"tags of {architecture}: {known}")
-
-
-def read_label_file(path: Path) -> list[str]:
-    """Read class names: a JSON list of strings, or text whose line i names class i. Raises InputError."""
-    if path.suffix != ".json":
-        return list(read_classes(path))
-    try:
-        labels = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"labels {str(path)!r} cannot be read as JSON: {error}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise InputError(f"labels {str(path)!r} must hold a JSON list of strings")
-    return labels
 
 
 def plain_tower(state: dict[str, Tensor], *, origin: Path) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""What stages know of models that came as ONNX graphs."""
