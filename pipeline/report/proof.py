@@ -101,7 +101,7 @@ def told_noise(snr_db: Mapping[str, float]) -> Iterator[str]:
     """The rounding of the graph, in one line; nothing where it was not measured."""
     if snr_db:
         worst = min(snr_db, key=snr_db.__getitem__)
-        last = next(reversed(snr_db))
+        last = list(snr_db)[-1]
         yield (
             f"signal to noise of the graph against fp32: {snr_db[last]:.1f} dB at the end ({last}), "
             f"least {snr_db[worst]:.1f} dB in {worst}"
