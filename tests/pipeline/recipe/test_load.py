@@ -51,7 +51,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "steps.4.quantize.alphas": (
         ["off", 2],
-        "steps[4].quantize.alphas[1]: must be a number at least 0 and at most 1, or 'off', got 2",
+        "steps[4].quantize.alphas[1]: must be a number at least 0 and at most 1, or 'off' or 'auto', got 2",
     ),
     "targets": (
         ["cpuu"],
