@@ -45,6 +45,10 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+_WEIGHTS_ONLY = ("MatMulNBits",)
+"""products that read packed weights of few bits"""
+_NBITS_LEVEL = "session.qdq_matmulnbits_accuracy_level"
+"""1: such a product computes in fp32. The library's default is 4: it quantizes the activations too, without a word"""
 _SPINNING = "session.intra_op.allow_spinning"
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention")
 """kinds of operators that multiply matrices have one of these in their names: QLinearConv, FusedMatMul, QGemm"""
@@ -190,8 +194,11 @@ def _shapes(tensors: list[dict[str, list[int]]]) -> list[list[int]]:
 
 
 def _precision(told: dict[str, Any]) -> str:
-    """By the types that go into a node."""
-    types = {kind for one in told["input_type_shape"] for kind in one}
+    """By the types that go into a node; of a product with packed weights by what it multiplies them with."""
+    tensors = told["input_type_shape"]
+    if told["op_name"] in _WEIGHTS_ONLY:
+        tensors = tensors[:1]
+    types = {kind for one in tensors for kind in one}
     return "int8" if types & {"int8", "uint8"} else "fp16" if "float16" in types else "fp32"
 
 
@@ -217,6 +224,7 @@ def _settings(options: dict[str, Any]) -> Any:
     settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.intra_op_num_threads = options["threads"]
     settings.inter_op_num_threads = 1
+    settings.add_session_config_entry(_NBITS_LEVEL, "1")
     settings.add_session_config_entry(_SPINNING, "1")  # the library's default, written out
     settings.log_severity_level = (
         3  # else saving warns that the engine is bound to this machine, which engine.json says

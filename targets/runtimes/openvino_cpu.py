@@ -99,7 +99,7 @@ class OpenVinoSession:
                 continue
             total = (repeats + 1) * node.real_time.total_seconds() - first[node.node_name]
             executed = nodes.get(node.node_name)
-            precision = executed.get_rt_info()["runtimePrecision"].astype(str) if executed is not None else ""
+            precision = _computes(executed)[1] if executed is not None else ""
             found.append(
                 {
                     "name": node.node_name,
@@ -162,9 +162,21 @@ class OpenVinoSession:
 
     def _executed(self) -> list[tuple[str, str]]:
         """(kind, precision) of each node of the execution graph that computes."""
-        nodes = [one.get_rt_info() for one in self._compiled.get_runtime_model().get_ops()]
-        found = [(node["layerType"].astype(str), node["runtimePrecision"].astype(str)) for node in nodes]
+        found = [_computes(one) for one in self._compiled.get_runtime_model().get_ops()]
         return [(kind, precision) for kind, precision in found if kind not in ("Input", "Output", "Const")]
+
+
+def _computes(node: Any) -> tuple[str, str]:
+    """Kind of a node of the execution graph, and in which type it computes.
+
+    With compressed weights `runtimePrecision` is that of the weights; the kernel's name ends with what it multiplies.
+    """
+    told = node.get_rt_info()
+    kind, precision = told["layerType"].astype(str), told["runtimePrecision"].astype(str)
+    kernel = told["primitiveType"].astype(str).rpartition("_")[2].lower()
+    if _PRECISIONS.get(precision) == "int8" and kernel in ("f32", "f16", "bf16"):
+        precision = kernel
+    return kind, precision
 
 
 def _macs(kind: str, node: Any) -> int | None:
