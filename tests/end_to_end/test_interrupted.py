@@ -113,4 +113,9 @@ def _lasting(report: dict[str, Any]) -> dict[str, Any]:
         {name: row[name] for name in ("runtime", "precision", "agreement", "bytes", "chosen")}
         for row in report["candidates"]
     ]
+    proof = report["proof"]
+    kept["proof"] = {
+        **{name: proof[name] for name in ("engine", "snr_db", "macs_by_precision", "fused_attention", "unproven")},
+        "layers": sorted([row[name] for name in ("name", "kernel", "precision", "macs")] for row in proof["layers"]),
+    }
     return kept
