@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline.report.record import Report
@@ -63,6 +64,38 @@ def test_a_graph_of_any_vision_model_is_quantized_compiled_validated_and_bundled
     assert report.latency_ms.ratio == pytest.approx(1, abs=0.5), "the unpruned engine is the engine"
     assert "against those of the source" in (out / "cpu" / "report.html").read_text()
     _bundle_answers(out / "cpu" / "bundle", tmp_path)
+
+
+def own_target(folder: Path, **more: object) -> Path:
+    path = folder / "mine.yaml"
+    facts = {"name": "mine", "summary": "mine", "verified": "not yet", "extends": "cpu"}
+    path.write_text(yaml.safe_dump({**facts, **more}))
+    return path
+
+
+def test_an_engine_in_which_something_else_ran_than_its_target_demands_fails(
+    onnx_recipe: Path, vitrim: Run, tmp_path: Path
+) -> None:
+    target = own_target(tmp_path, demands={"providers": ["Nobody"]})
+    done = vitrim("build", onnx_recipe, "--target", target, "--output", tmp_path / "out")
+
+    assert done.returncode == 1, done.stderr
+    report = Report.model_validate_json((tmp_path / "out" / "mine" / "report.json").read_text())
+    assert report.verdict.status == "failed"
+    assert "the target allows Nobody" in report.verdict.sentence
+    assert report.proof is not None
+    assert report.proof.broken
+
+
+def test_a_time_below_the_floor_of_its_target_ends_the_build(onnx_recipe: Path, vitrim: Run, tmp_path: Path) -> None:
+    slow = {"value": 1e-9, "source": "made up", "confidence": "probed"}
+    target = own_target(tmp_path, board={"peak_tera_ops_s": {"int8": slow}})
+    done = vitrim("build", onnx_recipe, "--target", target, "--output", tmp_path / "out")
+
+    assert done.returncode == 1, done.stdout
+    assert "this hardware needs" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "mine" / "report.json").exists()
 
 
 def _bundle_answers(bundle: Path, tmp_path: Path) -> None:
