@@ -120,6 +120,8 @@ def ground_rows(decision: Decision) -> list[tuple[str, str, str, str, bool]]:
             return "more than the best loses"
         if one.best is None:
             return "none keeps the budget"
+        if one.note == "fits whole":
+            return f"{loss(one.best)} (nothing pruned)"
         return f"{loss(one.best)} (estimated)" if one.note else loss(one.best)
 
     return [
@@ -142,7 +144,7 @@ def loss(value: float) -> str:
 
 
 def picture(decision: Decision) -> Markup:
-    """Loss against latency: the best trade as a line, uniform shapes as crosses, what was chosen as a dot."""
+    """Loss against latency: the best trade as a line, and as dots uniform shapes, sizes and widths alone, the choice."""
     ratio, top = chosen_ratio(decision), _top(decision)
     across = Axis(0.0, max(1.0, *(one.measured for one in decision.rounds), 1.0))
     up = Axis(0.0, top)
@@ -163,6 +165,9 @@ def picture(decision: Decision) -> Markup:
     for point in decision.uniform:
         if point.loss <= top:
             _dot(svg, across.place(point.ratio), _height(up, point.loss), "3.5", "uniform")
+    for alone in decision.grounds:
+        if alone.ratio is not None and alone.ratio <= across.high and alone.loss <= top:
+            _dot(svg, across.place(alone.ratio), _height(up, alone.loss), "3.5", "alone")
     for one in decision.rounds:
         _dot(svg, across.place(one.measured), _height(up, min(one.loss, top)), "3.5", "tried")
     _dot(svg, across.place(ratio), _height(up, min(decision.loss, top)), "5.5", "chosen")

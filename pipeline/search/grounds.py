@@ -2,10 +2,12 @@
 
 A ground loses something before anything is pruned. One that loses more by itself than another one altogether, within
 the limits, cannot win and costs nothing more. And a size or width is priced in full only where the prices of the model
-as it comes say that it may win: pricing every shape takes minutes, looking at a whole model seconds.
+as it comes say that it may win: pricing every shape takes minutes, looking at a whole model seconds. One that keeps the
+limits with nothing pruned needs no prices at all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pipeline.planner import PlannedStep
@@ -46,6 +48,13 @@ class Glimpse:
     """of the whole model; None where latency is no limit"""
     estimate: float | None
     """loss within the limits, if its shapes cost what those of the model as it comes do; None: nothing keeps them"""
+    fits: bool = False
+    """keeps the limits with nothing pruned: what it loses is known, and no price is needed"""
+
+    @property
+    def promise(self) -> float | None:
+        """Loss within the limits altogether, as far as one can tell before its shapes are priced."""
+        return None if self.estimate is None else self.loss + self.estimate
 
 
 @dataclass(kw_only=True)
@@ -59,6 +68,10 @@ class Tried:
     """(sum of the table, measured) of whole models, the first with all sublayers whole"""
     first: Allocation | None = None
     """the choice before any round"""
+    solve_ms: float = 0.0
+    """time of one exact solution"""
+    priced: bool = True
+    """False: taken whole, without prices of its own"""
 
     @property
     def loss(self) -> float:
@@ -87,41 +100,71 @@ class Tried:
         return Correction.through(self.points).measured(total) / AIM if name == "latency" else total
 
 
-def estimate(allocator: Allocator, limits: Mapping[str, float], spec: ViTSpec, ratio: float | None) -> float | None:
-    """Return the loss within the limits of a model that is smaller by itself, by the prices of the one as it comes.
+def look(
+    allocator: Allocator,
+    limits: Mapping[str, float],
+    *,
+    model: PlannedStep,
+    spec: ViTSpec,
+    loss: float,
+    ratio: float | None,
+) -> Glimpse:
+    """Say what a model that is smaller by itself may come to within the limits, by the prices of the one as it comes.
 
-    allocator: of the model as it comes. spec, ratio: of the smaller one. None: nothing keeps the limits.
+    allocator: of the model as it comes. The rest: of the smaller one.
     """
-    scale = {
+    shrunk = {
         "latency": ratio or 1.0,
         "macs": count_macs(spec) / count_macs(allocator.spec),
         "parameters": count_params(spec) / count_params(allocator.spec),
     }
-    allowed = {name: (AIM if name == "latency" else 1.0) * limit / scale[name] for name, limit in limits.items()}
-    found = allocator.solve(allowed)
-    return None if found is None else found.loss
+    aimed = aimed_at(limits)
+    found = allocator.solve({name: limit / shrunk[name] for name, limit in aimed.items()})
+    sizes = {"latency": ratio or 1.0, "macs": count_macs(spec), "parameters": count_params(spec)}
+    return Glimpse(
+        model=model,
+        spec=spec,
+        loss=loss,
+        ratio=ratio,
+        estimate=None if found is None else found.loss,
+        fits=all(sizes[name] <= limit for name, limit in aimed.items()),
+    )
 
 
-def promising(glimpses: Sequence[Glimpse], bound: float | None, most: int) -> list[Glimpse]:
-    """Return at most so many that may lose less than the bound, which None stands for a model that keeps no limits.
+def aimed_at(limits: Mapping[str, float]) -> dict[str, float]:
+    """Limits with the reserve that a latency needs."""
+    return {name: AIM * limit if name == "latency" else limit for name, limit in limits.items()}
 
-    Where nothing keeps the limits, the fastest goes on, to say how far it would have come.
+
+def taken_whole(glimpse: Glimpse, first: Start) -> Tried:
+    """A ground that keeps the limits with nothing pruned: every sublayer offers what it has, and nothing else.
+
+    first: the model as it comes; its table, scaled to the time that was measured, says where the time goes.
     """
-    able = [(one.loss + one.estimate, index) for index, one in enumerate(glimpses) if one.estimate is not None]
-    if not able and bound is None:
-        fastest = sorted(range(len(glimpses)), key=lambda index: glimpses[index].ratio or 1.0)
-        return [glimpses[index] for index in fastest[:1]]
-    better = sorted(pair for pair in able if bound is None or pair[0] < bound)
-    return [glimpses[index] for _, index in better[:most]]
+    spec = glimpse.spec
+    whole = tuple(one.replace(offers=one.offers[-1:]) for one in first.offers.sublayers)
+    table = first.table.scaled((glimpse.ratio or 1.0) / first.table.share(first.spec))
+    start = Start(
+        spec=spec, offers=first.offers.replace(sublayers=whole, merges=(), base_loss=glimpse.loss), table=table
+    )
+    allocator = Allocator(spec, start.offers, table)
+    total = table.share(spec)
+    one = Tried(start=start, tokens=None, allocator=allocator, points=[(total, glimpse.ratio or total)], priced=False)
+    one.first = allocator.solve({})
+    return one
 
 
-def try_grounds(starts: Sequence[Start], limits: Mapping[str, float], whole: Whole) -> tuple[list[Tried], list[Ground]]:
-    """Solve every start with every schedule of merging that may win; returns them, and what was passed over."""
-    waiting = [(_loss(start, tokens), start, tokens) for start in starts for tokens in (None, *start.offers.merges)]
+def try_merging(
+    start: Start, limits: Mapping[str, float], whole: Whole, best: float | None = None
+) -> tuple[list[Tried], list[Ground]]:
+    """Solve a start with every schedule of merging that may win; returns them, and what was passed over.
+
+    best: loss within the limits of what was tried before.
+    """
+    waiting = [(_loss(start, tokens), tokens) for tokens in (None, *start.offers.merges)]
     tried: list[Tried] = []
     passed: list[Ground] = []
-    best: float | None = None
-    for loss, start, tokens in sorted(waiting, key=lambda one: one[0]):
+    for loss, tokens in sorted(waiting, key=lambda one: one[0]):
         if best is not None and loss >= best:
             passed.append(_passed_over(start, tokens, loss))
             continue
@@ -135,7 +178,9 @@ def try_grounds(starts: Sequence[Start], limits: Mapping[str, float], whole: Who
         if tokens is not None and "latency" in limits:
             title = f"{tokens.keep:g} of the tokens, {spelled(tokens.merge)}"
             one.points = [(total, whole(one.merged(start.spec), title))]
+        began = time.perf_counter()
         one.first = one.solve(limits)
+        one.solve_ms = 1000 * (time.perf_counter() - began)
         tried.append(one)
         if one.total is not None:
             best = one.total if best is None else min(best, one.total)

@@ -81,6 +81,14 @@ class LatencyTable(Record):
             self.attention_share(attention_shape(block)) + self.mlp_share(mlp_width(block)) for block in spec.blocks
         )
 
+    def scaled(self, factor: float) -> "LatencyTable":
+        """All shares times this."""
+        return self.replace(
+            rest=factor * self.rest,
+            mlp=tuple(one.replace(share=factor * one.share) for one in self.mlp),
+            attention=tuple(one.replace(share=factor * one.share) for one in self.attention),
+        )
+
     def residual(self) -> float:
         """Largest error of the attention's formula at its own probes, as a share of the largest of them."""
         if not self.attention:

@@ -70,10 +70,11 @@ class Ground(Record):
     loss: float
     """of the answers with all sublayers whole"""
     best: float | None
-    """predicted loss within the limits; None: no shapes keep them, or nobody asked"""
+    """predicted loss within the limits, after its rounds if it had any; None: no shapes keep them, or nobody asked"""
     chosen: bool
-    note: Literal["estimated", "loses more by itself"] | None = None
-    """estimated: `best` by the prices of the model as it comes; loses more by itself than the best altogether"""
+    note: Literal["estimated", "fits whole", "loses more by itself"] | None = None
+    """estimated: `best` by the prices of the model as it comes; fits whole: within the limits with nothing pruned, so
+    not priced; loses more by itself than the best altogether"""
 
 
 class Decision(Record):
@@ -100,6 +101,7 @@ class Decision(Record):
     sublayers: tuple[SublayerDecision, ...]
     rounds: tuple[Round, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()
+    """of the ground chosen; of the model as it comes where that needed no prices, because it fits whole"""
     uniform: tuple[ParetoPoint, ...] = ()
     """the same share of every sublayer, by the same prices: what allocation is worth"""
     table: LatencyTable

@@ -4,15 +4,15 @@ Everything that takes time is a step or a record of the store, so that a second 
 """
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from pipeline.keys import code_digest
 from pipeline.planner import PlannedStep
+from pipeline.search.best_first import Pursuit, Reached
 from pipeline.search.decide import Allocation, Allocator
-from pipeline.search.grounds import AIM, Glimpse, Start, Tried, estimate, promising, try_grounds
+from pipeline.search.grounds import AIM, Glimpse, Start, Tried, look, taken_whole, try_merging
 from pipeline.search.latency import Correction
 from pipeline.search.limits import limits_of, refuse_unreachable
 from pipeline.search.probes import measuring_code
@@ -74,11 +74,7 @@ class Search:
         first = self._start(self.model, bench.spec, check)
         limits = limits_of(bench.target.budget, first.table)
         glimpses = self._glimpses(changed, first, limits, check)
-        bound = Allocator(first.spec, first.offers, first.table).solve(_aimed(limits))
-        going_on = promising(glimpses, bound.loss if bound else None, search.priced)
-        starts = [first, *(self._start(one.model, one.spec, check) for one in going_on)]
-        others = [one for one in glimpses if one not in going_on]
-        decision: Decision = check("choose shapes", lambda tell: self._decide(starts, others, limits, tell))
+        decision = self._decide(first, glimpses, limits, check)
         bench.runner.store.put_record("decision", key, decision.model_dump(mode="json"))
         return decision
 
@@ -108,47 +104,68 @@ class Search:
             loss, ratio = self.bench.base_loss(model, named(spec)), None
             if "latency" in limits:
                 ratio, _ = check(f"time {named(spec)}", partial(self.bench.whole, spec, f"time {named(spec)}", 0.0))
-            guess = estimate(allocator, limits, spec, ratio)
-            found.append(Glimpse(model=model, spec=spec, loss=loss, ratio=ratio, estimate=guess))
+            found.append(look(allocator, limits, model=model, spec=spec, loss=loss, ratio=ratio))
         return found
 
     # The decision.
 
-    def _decide(
-        self, starts: Sequence[Start], others: Sequence[Glimpse], limits: Mapping[str, float], tell: Tell
-    ) -> Decision:
-        began, waited = time.perf_counter(), 0.0
+    def _decide(self, first: Start, glimpses: Sequence[Glimpse], limits: Mapping[str, float], check: Check) -> Decision:
+        passed: list[Ground] = []
 
-        def whole(spec: ViTSpec, title: str) -> float:
-            nonlocal waited
-            asked = time.perf_counter()
-            ratio, _ = self.bench.whole(spec, title, 0.0, tell)
-            waited += time.perf_counter() - asked
-            return ratio
+        def tried(start: Start, best: float | None = None) -> list[Tried]:
+            def work(tell: Tell) -> list[Tried]:
+                whole = partial(self._ratio, tell=tell)
+                found, over = try_merging(start, limits, whole, best)
+                passed.extend(over)
+                return found
 
-        tried, passed = try_grounds(starts, limits, whole)
-        solve_ms = 1000 * (time.perf_counter() - began - waited) / len(tried)
-        refuse_unreachable(limits, {name: min(one.cheapest(name) for one in tried) for name in limits})
-        able = [one for one in tried if one.total is not None]
-        if not able:
+            timed = start.offers.merges and "latency" in limits
+            done: list[Tried] = check(f"try merging{self._of(start.spec)}", work) if timed else work(_silent)
+            return done
+
+        def price(one: Glimpse, best: float | None) -> list[Tried]:
+            if one.fits:
+                return [taken_whole(one, first)]
+            return tried(self._start(one.model, one.spec, check), best)
+
+        def go(one: Tried) -> Reached | None:
+            title = f"choose shapes{self._of(one.start.spec)}"
+            found: Reached | None = check(title, lambda tell: self._rounds(one, limits, tell))
+            return found
+
+        pursuit = Pursuit(price=price, go=go, priced=self.options.search.priced)
+        unchanged = tried(first)
+        best = pursuit.run(unchanged, glimpses)
+        if best is None:
+            refuse_unreachable(limits, {name: min(one.cheapest(name) for one in pursuit.tried) for name in limits})
             # Each limit alone can be kept, but not all of them together.
             raise InputError(f"no shapes of this model keep all of {', '.join(limits)} together; allow more of one")
-        chosen = min(able, key=lambda one: one.total or 0.0)
-        best, rounds = self._rounds(chosen, limits, tell)
-        grounds = (*(_ground(one, chosen=one is chosen) for one in tried), *passed, *map(_glimpsed, others))
-        return self._told(chosen, best, limits, rounds, grounds if len(grounds) > 1 else (), solve_ms)
+        reached = {id(one.ground): one.loss for one in pursuit.reached}
+        grounds = (
+            *(_ground(one, best=reached.get(id(one), one.total), chosen=one is best.ground) for one in pursuit.tried),
+            *passed,
+            *map(_glimpsed, pursuit.left),
+        )
+        return self._told(best, unchanged[0], limits, grounds if len(grounds) > 1 else ())
 
-    def _rounds(self, ground: Tried, limits: Mapping[str, float], tell: Tell) -> tuple[Allocation, list[Round]]:
+    def _of(self, spec: ViTSpec) -> str:
+        return "" if spec == self.bench.spec else f" of {named(spec)}"
+
+    def _ratio(self, spec: ViTSpec, title: str, tell: Tell) -> float:
+        return self.bench.whole(spec, title, 0.0, tell)[0]
+
+    def _rounds(self, ground: Tried, limits: Mapping[str, float], tell: Tell) -> Reached | None:
         """Build and time whole models until one is within the limits and makes use of them."""
+        if "latency" not in limits:
+            first = ground.first
+            return None if first is None else Reached(ground=ground, best=first, rounds=(), kept=True)
         rounds: list[Round] = []
         best: Allocation | None = None
-        for turn in range(self.options.search.rounds if "latency" in limits else 1):
+        for turn in range(self.options.search.rounds):
             correction = Correction.through(ground.points)
             found = ground.solve(limits)
             if found is None:
                 break
-            if "latency" not in limits:
-                return found, rounds
             total, aim = ground.allocator.total(found, "latency"), AIM * limits["latency"]
             spec = ground.merged(ground.allocator.spec_of(found))
             measured, interval = self.bench.whole(spec, f"round {turn + 1}", turn / self.options.search.rounds, tell)
@@ -165,31 +182,27 @@ class Search:
             ground.points.append((total, measured))
             if interval[1] <= limits["latency"] and (best is None or found.loss < best.loss):
                 best = found
-            if best is found and measured >= limits["latency"] * (1 - 2 * CLOSE_ENOUGH):
+            if best is found and (not ground.priced or measured >= limits["latency"] * (1 - 2 * CLOSE_ENOUGH)):
                 break
-        # Where no round kept the limit beyond doubt, what the corrected table now says of all.
-        best = best or ground.solve(limits)
-        if best is None:
-            refuse_unreachable(limits, {name: ground.cheapest(name) for name in limits})
-            raise InputError(f"no shapes of this model keep all of {', '.join(limits)} together; allow more of one")
-        return best, rounds
+        if best is not None:
+            return Reached(ground=ground, best=best, rounds=tuple(rounds), kept=True)
+        # No round kept the limit beyond doubt: what the corrected table now says of all.
+        last = ground.solve(limits)
+        return None if last is None else Reached(ground=ground, best=last, rounds=tuple(rounds), kept=False)
 
     def _told(
-        self,
-        ground: Tried,
-        best: Allocation,
-        limits: Mapping[str, float],
-        rounds: list[Round],
-        grounds: tuple[Ground, ...],
-        solve_ms: float,
+        self, reached: Reached, unchanged: Tried, limits: Mapping[str, float], grounds: tuple[Ground, ...]
     ) -> Decision:
-        allocator, correction, spec = ground.allocator, Correction.through(ground.points), ground.start.spec
+        ground, best = reached.ground, reached.best
+        allocator, spec = ground.allocator, ground.start.spec
+        shown = ground if ground.priced else unchanged
+        correction = Correction.through(shown.points)
 
         def point(one: Allocation) -> ParetoPoint:
             return ParetoPoint(
-                ratio=correction.measured(allocator.total(one, "latency")),
-                loss=ground.loss + one.loss,
-                macs=allocator.total(one, "macs") / count_macs(self.bench.spec),
+                ratio=correction.measured(shown.allocator.total(one, "latency")),
+                loss=shown.loss + one.loss,
+                macs=shown.allocator.total(one, "macs") / count_macs(self.bench.spec),
             )
 
         return Decision(
@@ -201,14 +214,14 @@ class Search:
             size=_size(spec) if _size(spec) != _size(self.bench.spec) else None,
             width=spec.width if spec.width != self.bench.spec.width else None,
             merge=ground.tokens.merge if ground.tokens else (),
-            loss=ground.loss + best.loss,
+            loss=reached.loss,
             grounds=grounds,
             sublayers=tuple(_sublayers(allocator, best)),
-            rounds=tuple(rounds),
-            pareto=tuple(map(point, allocator.frontier("latency"))),
-            uniform=tuple(map(point, allocator.uniform())),
+            rounds=reached.rounds,
+            pareto=tuple(map(point, shown.allocator.frontier("latency"))),
+            uniform=tuple(map(point, shown.allocator.uniform())),
             table=ground.start.table,
-            solve_ms=solve_ms,
+            solve_ms=max(unchanged.solve_ms, ground.solve_ms),
         )
 
 
@@ -217,11 +230,11 @@ def load_changed(bench: Workbench, model: PlannedStep) -> ViTSpec:
     return ViTSpec.model_validate_json((bench.runner.bring(model).folder / SPEC_FILE).read_bytes())
 
 
-def _aimed(limits: Mapping[str, float]) -> dict[str, float]:
-    return {name: AIM * limit if name == "latency" else limit for name, limit in limits.items()}
+def _silent(message: str, share: float | None) -> None:
+    """Tell nobody."""
 
 
-def _ground(one: Tried, *, chosen: bool) -> Ground:
+def _ground(one: Tried, *, best: float | None, chosen: bool) -> Ground:
     return Ground(
         size=_size(one.start.spec),
         width=one.start.spec.width,
@@ -229,8 +242,9 @@ def _ground(one: Tried, *, chosen: bool) -> Ground:
         merge=one.tokens.merge if one.tokens else (),
         ratio=one.points[0][1],
         loss=one.loss,
-        best=one.total,
+        best=best,
         chosen=chosen,
+        note=None if one.priced else "fits whole",
     )
 
 
@@ -241,9 +255,9 @@ def _glimpsed(one: Glimpse) -> Ground:
         tokens=None,
         ratio=one.ratio,
         loss=one.loss,
-        best=None if one.estimate is None else one.loss + one.estimate,
+        best=one.promise,
         chosen=False,
-        note="estimated",
+        note="fits whole" if one.fits else "estimated",
     )
 
 

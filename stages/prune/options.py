@@ -61,7 +61,7 @@ class SearchOptions(Record):
         default=(), description="sides of the input in pixels, tried besides the model's: resize_input goes before"
     )
     priced: int = Field(
-        default=1, gt=0, description="at most so many of these sizes and widths are priced in full, the most promising"
+        default=2, gt=0, description="at most so many of these sizes and widths are priced in full, the most promising"
     )
     fit_images: int = Field(default=256, gt=0, description="at most so many of fit, to repair what is tried")
     select_images: int = Field(default=128, gt=0, description="at most so many of select, on which it is judged")

@@ -270,23 +270,59 @@ def test_pictures_are_smaller_where_that_loses_less(
     assert scaled(spec) / scaled(plain_spec) <= 0.55
 
 
-def test_of_sizes_and_widths_only_the_most_promising_is_priced(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = played(scaled, Budget(latency_ratio=0.5), search={"sizes": [16], "widths": [0.5]})
-    asked: list[str] = []
-    plain = search.bench.runner.bring
-    search.bench.runner.bring = lambda step: asked.append(str(getattr(step, "key", ""))) or plain(step)
-    monkeypatch.setattr(Workbench, "base_loss", lambda self, model, what: 0.1 if "width" in model else 0.05)
+@pytest.fixture
+def prices(played: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """prices(limit) -> decision among a smaller input, a narrower stream and both; and what was priced for it.
 
-    decision = run(search)
+    They take 0.44, 0.6 and 0.26 of the time, and lose 0.05, 0.1 and 0.1.
+    """
 
-    assert {(one.size, one.width, one.note) for one in decision.grounds} == {
-        ((32, 32), 16, None),
-        ((32, 32), 8, "estimated"),
-        ((16, 16), 16, None),
-        ((16, 16), 8, "estimated"),
+    def make(limit: float) -> tuple[Decision, list[str]]:
+        search = played(scaled, Budget(latency_ratio=limit), search={"sizes": [16], "widths": [0.5]})
+        asked: list[str] = []
+        plain = search.bench.runner.bring
+        search.bench.runner.bring = lambda step: asked.append(str(getattr(step, "key", ""))) or plain(step)
+        monkeypatch.setattr(Workbench, "base_loss", lambda self, model, what: 0.1 if "width" in model else 0.05)
+        decision = run(search)
+        return decision, [key.removeprefix("offers of ") for key in asked if key.startswith("offers of")]
+
+    return make
+
+
+def notes(decision: Decision) -> set[tuple[Any, ...]]:
+    return {(one.size, one.width, one.note, one.chosen) for one in decision.grounds}
+
+
+def test_of_sizes_and_widths_only_what_may_win_is_priced(prices: Any) -> None:
+    decision, priced = prices(0.25)
+
+    assert priced == ["None", "model resize_input prune_width"]
+    assert notes(decision) == {
+        ((32, 32), 16, None, False),
+        ((32, 32), 8, "estimated", False),
+        ((16, 16), 16, "estimated", False),
+        ((16, 16), 8, None, True),
     }
-    assert [key for key in asked if key.startswith("offers of")] == ["offers of None", "offers of model resize_input"]
-    assert (decision.size, decision.width) == ((16, 16), None)
+    assert (decision.size, decision.width) == ((16, 16), 8)
+
+
+def test_what_keeps_the_limit_with_nothing_pruned_needs_no_prices(prices: Any, plain_spec: ViTSpec) -> None:
+    decision, priced = prices(0.5)
+
+    assert priced == ["None"]
+    assert notes(decision) == {
+        ((32, 32), 16, None, False),
+        ((32, 32), 8, "estimated", False),
+        ((16, 16), 16, "fits whole", True),
+        ((16, 16), 8, "fits whole", False),
+    }
+    assert decision.loss == 0.05
+    assert len(decision.rounds) == 1
+    assert blocks_of(plain_spec, decision) == plain_spec.blocks
+    assert min(point.ratio for point in decision.pareto) < 0.5 < max(point.ratio for point in decision.pareto)
+    assert decision.table.share(plain_spec) == pytest.approx(
+        scaled(changed(plain_spec, "resize_input")) / scaled(plain_spec)
+    )
 
 
 def test_a_decision_that_is_kept_needs_no_prices(played: Any) -> None:
