@@ -144,7 +144,7 @@ def loss(value: float) -> str:
 
 
 def picture(decision: Decision) -> Markup:
-    """Loss against latency: the best trade as a line, and as dots uniform shapes, sizes and widths alone, the choice."""
+    """Loss against latency: the best trade as a line; as dots uniform shapes, sizes and widths alone, the choice."""
     ratio, top = chosen_ratio(decision), _top(decision)
     across = Axis(0.0, max(1.0, *(one.measured for one in decision.rounds), 1.0))
     up = Axis(0.0, top)
