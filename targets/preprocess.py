@@ -6,7 +6,7 @@ Shapes: N images, H and W of the model's input, three channels.
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from targets.record import Record
 
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 Positive = Annotated[float, Field(gt=0)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+def _is_positive(size: int | tuple[int, int]) -> int | tuple[int, int]:
+    if any(side < 1 for side in height_and_width(size)):
+        raise ValueError("a side must be above 0")
+    return size
+
+
+ImageSize = Annotated[int | tuple[int, int], AfterValidator(_is_positive)]
+"""side of a square, or height and width, in pixels"""
+
+
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Both sides."""
+    return size if isinstance(size, tuple) else (size, size)
 
 
 class Preprocess(Record):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
+from targets.preprocess import ImageSize, height_and_width
 from targets.record import Record
 
 OWN_OPTIONS = {
@@ -40,18 +41,10 @@ class SourceOptions(Record):
         "or of DeiT, DINOv2, OpenAI CLIP or open_clip",
     )
     pretrained: bool = Field(default=True, description="fetch the hub's weights where no checkpoint is given")
-    image_size: int | tuple[int, int] | None = Field(default=None, description="side, or height and width, in pixels")
+    image_size: ImageSize | None = Field(default=None, description="side, or height and width, in pixels")
     classes: int | None = Field(default=None, ge=0, description="outputs of the head; 0: no head")
     arguments: dict[str, bool | int | float | str] = Field(default={}, description="further arguments of timm's model")
     labels: Path | None = Field(default=None, description="class names: text, line i is class i; or a JSON list")
-
-    @field_validator("image_size")
-    @classmethod
-    def _is_positive(cls, size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        sides = size if isinstance(size, tuple) else () if size is None else (size,)
-        if any(side < 1 for side in sides):
-            raise ValueError("image_size must be above 0")
-        return size
 
     @field_validator("hub")
     @classmethod
@@ -81,7 +74,7 @@ class SourceOptions(Record):
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width, where they are given."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return None if self.image_size is None else height_and_width(self.image_size)
 
     def files(self) -> dict[str, Path]:
         """Files whose content decides the result, by option."""

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from targets.preprocess import Interpolation, Positive, Preprocess
+from targets.preprocess import ImageSize, Interpolation, Positive, Preprocess, height_and_width
 from targets.record import Record
 
 
@@ -27,7 +27,7 @@ class OnnxSourceOptions(Record):
 
     onnx: Path = Field(description=".onnx file; weights beside it are found by their names in it")
     preprocess: Preparation = Field(description="how images are prepared: an ONNX file does not say")
-    image_size: int | tuple[int, int] | None = Field(
+    image_size: ImageSize | None = Field(
         default=None, description="side, or height and width, where the graph leaves them open; null: the graph's"
     )
     output: str | None = Field(
@@ -36,15 +36,7 @@ class OnnxSourceOptions(Record):
     classes: int | None = Field(default=None, ge=0, description="null: every output is a class; 0: they are features")
     labels: Path | None = Field(default=None, description="class names: text, line i is class i; or a JSON list")
 
-    @field_validator("image_size")
-    @classmethod
-    def _is_positive(cls, size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        sides = size if isinstance(size, tuple) else () if size is None else (size,)
-        if any(side < 1 for side in sides):
-            raise ValueError("image_size must be above 0")
-        return size
-
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width, where they are given."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return None if self.image_size is None else height_and_width(self.image_size)
