@@ -229,6 +229,28 @@ def end_to_end(data: Row) -> Lines:
     return [f"`vitrim build recipes/vit_tiny_imagenet.yaml`: {data['verdict']['sentence']}."]
 
 
+def nightly_simulation(data: Row) -> Lines:
+    """Rules of the nights."""
+    head = ["case", "noise", "decides", "false alarms in 100 nights", "found in 2 nights", "in 10", "re-runs in 100"]
+    rows = [
+        [
+            row["case"],
+            f"{100 * row['noise']:g} %",
+            row["decides"],
+            f"{row['false_alarms_per_100_nights']:.2f}",
+            f"{percent(row['found_in_2_nights'])}",
+            f"{percent(row['found_in_10_nights'])}",
+            f"{row['reruns_per_100_nights']:.1f}",
+        ]
+        for row in data["rows"]
+    ]
+    text = (
+        f"{data['series']} simulated series of {data['nights']} nights each; 5 % of the nights are outliers of 5 to 20 %. "
+        "Noise: relative standard deviation from night to night. Found: percent of the series."
+    )
+    return [text, "", *table(head, rows)]
+
+
 def command_times(data: Row) -> Lines:
     """Commands."""
     rows = [[f"`{name}`", f"{row['median_s']:.2f}", row["runs"]] for name, row in data["rows"].items()]
@@ -248,6 +270,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Row], Lines]]] = {
     "prune_time": ("Time of pruning", prune_time),
     "selection_speed": ("Speed of DGMR's selection", selection_speed),
     "streaming_prune": ("A model larger than memory", streaming_prune),
+    "nightly_simulation": ("Rules of the nights, simulated", nightly_simulation),
     "command_times": ("Commands", command_times),
 }
 

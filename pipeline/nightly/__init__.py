@@ -1,0 +1,1 @@
+"""Nights: one matrix run again and again, and what has changed since."""
