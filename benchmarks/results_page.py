@@ -229,6 +229,27 @@ def end_to_end(data: Row) -> Lines:
     return [f"`vitrim build recipes/vit_tiny_imagenet.yaml`: {data['verdict']['sentence']}."]
 
 
+def cpu_peers(data: Row) -> Lines:
+    """Before any pruning."""
+    head = ["model, engine", "precision", "p50 ms", "times faster", "top-1 %", "drop, points", "agreement %"]
+    rows = []
+    for row in data["rows"]:
+        what = f"{row['group']}, {row['name']}"
+        if "failed" in row:
+            rows.append([what, "failed", *[NOTHING] * 5])
+            continue
+        drop = f"{row['drop_points']:.1f} {interval(row['drop_ci95'], 1)}" if "drop_points" in row else NOTHING
+        what += f" ({row['runtime']})" if row["name"] == "vitrim" else ""
+        times = f"{row['times_faster']:.2f} {interval(row['times_faster_ci95'])}"
+        seen = [percent(row.get("top1")), drop, percent(row.get("agreement"))]
+        rows.append([what, row["precision"], f"{row['p50_ms']:.1f}", times, *seen])
+    text = (
+        f"Nothing pruned, batch {data['batch']}, {data['calibration_images']} calibration images for everybody; times "
+        "faster than fp32 in ONNX Runtime, interleaved. ViT-S and ViT-B have random weights."
+    )
+    return [text, "", *table(head, rows)]
+
+
 def nightly_simulation(data: Row) -> Lines:
     """Rules of the nights."""
     head = ["case", "noise", "decides", "false alarms in 100 nights", "found in 2 nights", "in 10", "re-runs in 100"]
@@ -245,7 +266,7 @@ def nightly_simulation(data: Row) -> Lines:
         for row in data["rows"]
     ]
     text = (
-        f"{data['series']} simulated series of {data['nights']} nights each; 5 % of the nights are outliers of 5 to 20 %. "
+        f"{data['series']} simulated series of {data['nights']} nights; 5 % of the nights are outliers of 5 to 20 %. "
         "Noise: relative standard deviation from night to night. Found: percent of the series."
     )
     return [text, "", *table(head, rows)]
@@ -266,6 +287,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Row], Lines]]] = {
     "attention_removal": ("Attentions removed", attention_removal),
     "width_pruning": ("Residual width", width_pruning),
     "token_merging": ("Token merging", token_merging),
+    "cpu_peers": ("This CPU before any pruning, beside peers", cpu_peers),
     "published_latency": ("Latency of published shapes", published_latency),
     "prune_time": ("Time of pruning", prune_time),
     "selection_speed": ("Speed of DGMR's selection", selection_speed),
