@@ -1,7 +1,7 @@
 """What ONNX Runtime's providers for GPUs are told: every option written out, as texts, nothing left to a default.
 
-Names and forms: onnxruntime.ai/docs/execution-providers, and the files of onnxruntime-gpu 1.31.1. The CUDA provider
-takes 0 and 1, TensorRT's `True` and `False` only.
+Names and forms: onnxruntime.ai/docs/execution-providers; the parsers of onnxruntime-gpu 1.31.1 take them. The CUDA
+provider takes 0 and 1, TensorRT's `True` and `False` only.
 """
 
 from collections.abc import Mapping, Sequence
