@@ -7,7 +7,7 @@ from targets.jetson import Jetson, read_jetson
 from targets.nvidia import is_called
 from targets.profile import RuntimeChoice, TargetProfile, board_obstacle, version_obstacle
 from targets.runtimes.nvidia.capability import LEGAL
-from targets.runtimes.nvidia.options import RTX
+from targets.runtimes.nvidia.options import ORT_CUDA, RTX
 
 
 def away(profile: TargetProfile, facts: dict[str, Any], *, jetson: Jetson | None = None) -> str | None:
@@ -41,6 +41,8 @@ def left_to_do(profile: TargetProfile, choice: RuntimeChoice) -> tuple[bool, str
         if lacking is None:
             return True, "load the engine, which was built ahead of time"
         return False, f"build the engine (not built here: tensorrt_rtx {lacking})"
+    if choice.name == ORT_CUDA:
+        return False, "build the engine: ONNX Runtime optimises the graph on the GPU that runs it"
     if choice.name in LEGAL:
         return False, "build the engine: TensorRT builds on the GPU that runs it"
     return False, f"load the graph: {choice.name} prepares it for the processor that it runs on"

@@ -38,6 +38,8 @@ RUNTIME_DISTRIBUTIONS = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "onnxruntime_cuda": ("onnxruntime-gpu",),
+    "onnxruntime_tensorrt": ("onnxruntime-gpu",),
 }
 """by runtime: the distributions that can provide it"""
 

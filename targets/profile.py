@@ -16,7 +16,8 @@ from targets.problems import check
 from targets.record import Record
 from targets.runtimes.catalog import CATALOG
 from targets.runtimes.nvidia.capability import LEGAL, pair_obstacle
-from targets.runtimes.nvidia.options import TENSORRT
+from targets.runtimes.nvidia.options import RTX
+from targets.runtimes.ort.ask import provider_obstacle
 from targets.strict_yaml import Document
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -198,6 +199,7 @@ def usable_runtimes(
             board_obstacle(profile, facts)
             or _gpu_obstacle(profile, choice.name, facts)
             or version_obstacle(choice, installed or installed_version)
+            or (provider_obstacle(choice.name) if installed is None else None)
         )
         if reason is not None:
             found.append((choice, reason))
@@ -222,7 +224,7 @@ def board_obstacle(profile: TargetProfile, facts: dict[str, Any]) -> str | None:
 def _gpu_obstacle(profile: TargetProfile, runtime: str, facts: dict[str, Any]) -> str | None:
     """Why none of this machine's GPUs will do; TensorRT-RTX builds without any. A Jetson's nvidia-smi tells nothing."""
     gpu, there = profile.board.gpu, facts["gpus"]
-    if gpu is None or profile.board.kind != "gpu" or runtime != TENSORRT:
+    if gpu is None or profile.board.kind != "gpu" or runtime not in LEGAL or runtime == RTX:
         return None
     wanted = gpu.compute_capability.value
     if not there:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from pipeline.keys import ROOT
+
 LIMIT_SECONDS = 120
 REMOTE = ("AzureExecutionProvider",)
 """listed by every wheel, and no device: it asks a service"""
@@ -26,11 +28,15 @@ weight = numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")
 pair = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [8, 8]) for name in "xy"]
 graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "tiny", pair[:1], pair[1:], [weight])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+from targets.runtimes.nvidia.options import PROVIDERS
+from targets.runtimes.ort.gpu import obstacle
+if sys.argv[1] in PROVIDERS.values() and (reason := obstacle(sys.argv[1])):
+    sys.exit(reason)
 options = ort.SessionOptions()
 options.log_severity_level = 4
 if sys.argv[1] != "CPUExecutionProvider":
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-session = ort.InferenceSession(model.SerializeToString(), options, providers=[sys.argv[1]])
+session = ort.InferenceSession(model.SerializeToString(), options, providers=[sys.argv[1]], enable_fallback=0)
 used = session.get_providers()[0]
 if used != sys.argv[1]:
     sys.exit(f"the session fell back to {used}")
@@ -52,7 +58,8 @@ def try_providers() -> Mapping[str, str | None]:
 
 def _ask(code: str, *words: str) -> tuple[str | None, str | None]:
     """Standard output of a program, and why it failed."""
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": path}
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", code, *words],
@@ -70,4 +77,4 @@ def _ask(code: str, *words: str) -> tuple[str | None, str | None]:
     if done.returncode < 0:
         return None, f"the process was ended by signal {-done.returncode}"
     last = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return None, last[-1][:200] if last else f"the process ended with exit code {done.returncode}"
+    return None, last[-1][:300] if last else f"the process ended with exit code {done.returncode}"

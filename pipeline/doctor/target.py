@@ -7,8 +7,16 @@ from pipeline.doctor.sources import Sources
 from targets.jetson import Jetson
 from targets.nvidia import GpuNow, Reading, is_called
 from targets.profile import TargetProfile, usable_runtimes
+from targets.runtimes.nvidia.options import PROVIDERS
 
-_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_EXTRAS = {
+    "onnxruntime": "cpu",
+    "onnxruntime_cuda": "cuda",
+    "onnxruntime_tensorrt": "cuda",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+}
 
 
 def examine_target(profile: TargetProfile, sources: Sources) -> list[Finding]:
@@ -45,7 +53,10 @@ def _processor(profile: TargetProfile, facts: dict[str, Any]) -> list[Finding]:
 
 def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -> list[Finding]:
     """One line for each runtime; what none of them can do stands in the way."""
-    usable = usable_runtimes(profile, facts=facts, installed=sources.runtime)
+    usable = [
+        (choice, reason or _provider_obstacle(choice.name, sources))
+        for choice, reason in usable_runtimes(profile, facts=facts, installed=sources.runtime)
+    ]
     any_works = any(reason is None for _, reason in usable)
     found = []
     for choice, reason in usable:
@@ -59,6 +70,14 @@ def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -
             remedy = f'pip install "vitrim[{_EXTRAS.get(choice.name, choice.name)}]"'
         found.append((warning if any_works else fix)(what, reason, remedy))
     return found
+
+
+def _provider_obstacle(runtime: str, sources: Sources) -> str | None:
+    """Why ONNX Runtime's provider for GPUs does not work, where a runtime is one; None: it does."""
+    if runtime not in PROVIDERS:
+        return None
+    missing = f"this onnxruntime has no {PROVIDERS[runtime]}: pip uninstall onnxruntime, install onnxruntime-gpu"
+    return sources.providers().get(PROVIDERS[runtime], missing)
 
 
 def _discrete(profile: TargetProfile, reading: Reading, sources: Sources) -> list[Finding]:

@@ -28,10 +28,11 @@ _METRICS = {
 }
 _RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
-    "onnxruntime-cuda": "ONNX Runtime CUDA",
+    "onnxruntime_cuda": "ONNX Runtime CUDA",
+    "onnxruntime_tensorrt": "ONNX Runtime TensorRT",
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT-RTX",
+    "tensorrt_rtx": "TensorRT-RTX",
 }
 LONGEST_NAME = 300
 """characters of one text on a page"""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report import figures
 from pipeline.report.record import Accuracy, Latency, LayerRow, Parity, Proof
-from stages.compile.stage import COMPUTES
+from stages.compile.stage import COMPUTES, UNTOLD
 from targets.profile import Demands
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def proof_here(
         f"{latency.engine.queries:,} queries in {latency.engine.processes} processes on {conditions}, interleaved with "
         "the baseline and the unpruned engine",
     ]
-    unproven = []
+    unproven = [*_untold(compiled)]
     if accuracy is not None:
         proven.append(f"{figures.metric_name(accuracy.metric)} of the engine itself, on {accuracy.images:,} images")
     else:
@@ -167,4 +167,13 @@ def _products(found: Any, words: str) -> Iterator[str]:
     """`72 matrix products ran in int8`, for each precision, most first."""
     if isinstance(found, Mapping):
         for precision, count in sorted(found.items(), key=lambda pair: -pair[1]):
-            yield f"{count:,} matrix products {words.format(precision)}"
+            if precision != UNTOLD:
+                yield f"{count:,} matrix products {words.format(precision)}"
+
+
+def _untold(compiled: Mapping[str, Any]) -> Iterator[str]:
+    """The products of which the runtime does not tell the precision, in one line; nothing where it tells all."""
+    count = (compiled.get("matrix_products") or {}).get(UNTOLD, 0)
+    if count:
+        who = figures.runtime_name(str(compiled.get("runtime", "")))
+        yield f"in which precision {count:,} matrix products ran: {who} does not tell"

@@ -20,12 +20,17 @@ from targets.record import Record
 MODEL_FILE = "model.onnx"
 COMPUTES = {"int8_dynamic": "int8", "int8_weights": "fp32"}
 """precision of a graph -> that in which its products run, where the two differ"""
+UNTOLD = "unknown"
+"""precision of products of which the runtime does not tell it"""
 
 
 class CompileOptions(Record):
     """Which runtime builds, in which precision, for which batch."""
 
-    runtime: str = Field(description="one of the target's runtimes: onnxruntime, openvino, tensorrt, tensorrt_rtx")
+    runtime: str = Field(
+        description="one of the target's runtimes: onnxruntime, openvino, tensorrt, tensorrt_rtx, onnxruntime_cuda, "
+        "onnxruntime_tensorrt"
+    )
     precision: Precision = Field(
         default="fp32",
         description="what the graph holds; bf16 is also a hint to OpenVINO for an fp32 graph",
@@ -63,7 +68,8 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
         context.tell("looking at what runs", None)
         products = worker.matrix_products()
         facts = worker.facts()
-    _check_precision(options, products)
+    if loaded.facts.get("tells_precision", True):  # else there is nothing to look at
+        _check_precision(options, products)
     return StageResult(
         facts={
             "summary": _counted(products),
@@ -117,7 +123,10 @@ def _facts(options: CompileOptions, engine: Mapping[str, Any], seconds: float, b
 
 
 def _counted(products: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} matrix products in {name}" for name, count in sorted(products.items()))
+    return ", ".join(
+        f"{count} matrix products in {'a precision that is not told' if name == UNTOLD else name}"
+        for name, count in sorted(products.items())
+    )
 
 
 def _check_choice(options: CompileOptions, target: TargetProfile) -> None:

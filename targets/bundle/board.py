@@ -1,9 +1,11 @@
 """What a bundle holds for a board that builds its own engine: the command that does it."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from pprint import pformat
 
 from targets.bundle.manifest import Tensor
-from targets.runtimes.nvidia.options import RTX, TENSORRT
+from targets.runtimes.nvidia.options import BUILD, ORT_CUDA, PROVIDERS, RTX, TENSORRT
 
 BUILD_SCRIPT = "build.sh"
 _TOOLS = {
@@ -31,13 +33,55 @@ done
 exec "$tool" --onnx="$here/model.onnx" $flags --saveEngine="$1/model.plan" --profilingVerbosity=detailed \\
     {shapes}
 """
+_ORT_SCRIPT = """\
+#!/bin/sh
+# Build the engine of this bundle on the machine that will run it, with ONNX Runtime and its provider {provider}:
+#
+#   sh {script} ENGINE_FOLDER
+#
+# {versions} (package onnxruntime-gpu). Where a node would run on the CPU, it fails.
+# Not yet run on hardware.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+[ $# -eq 1 ] || {{ echo "usage: sh {script} ENGINE_FOLDER" >&2; exit 2; }}
+mkdir -p "$1"
+exec "${{PYTHON:-python3}}" - "$here/model.onnx" "$1" <<'END'
+import os, sys
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import
+import onnxruntime
+model, folder = sys.argv[1], os.path.abspath(sys.argv[2])
+provider = "{provider}"
+told = {told}
+if provider not in onnxruntime.get_available_providers():
+    sys.exit(f"onnxruntime {{onnxruntime.__version__}} has no {{provider}}; install onnxruntime-gpu in its place")
+if provider != "CPUExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
+    onnxruntime.preload_dlls()
+settings = onnxruntime.SessionOptions()
+for one in onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).get_inputs():
+    if isinstance(one.shape[0], str):
+        settings.add_free_dimension_override_by_name(one.shape[0], {batch})
+{settings}
+settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+session = onnxruntime.InferenceSession(model, settings, providers=[(provider, told)], enable_fallback=0)
+if session.get_providers()[0] != provider:
+    sys.exit(f"the session fell back to {{session.get_providers()[0]}}")
+END
+"""
+_ORT_SAVES = 'settings.optimized_model_filepath = os.path.join(folder, "model.onnx")'
+_ORT_LEAVES = """\
+settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+told["trt_ep_context_file_path"] = os.path.join(folder, told["trt_ep_context_file_path"])"""
 
 
-def build_script(runtime: str, *, inputs: Sequence[Tensor], batch: int, versions: str) -> str | None:
+def build_script(
+    runtime: str, *, inputs: Sequence[Tensor], batch: int, versions: str, precision: str = "fp32"
+) -> str | None:
     """Shell script that builds the engine by the runtime's own tool; None where the runtime needs no build.
 
-    versions: PEP 440 range that the target needs.
+    versions: PEP 440 range that the target needs. precision: what the graph holds.
     """
+    if runtime in PROVIDERS:
+        return _ort_script(runtime, batch=batch, versions=versions, precision=precision)
     if runtime not in _TOOLS:
         return None
     tool, path, where = _TOOLS[runtime]
@@ -48,3 +92,23 @@ def build_script(runtime: str, *, inputs: Sequence[Tensor], batch: int, versions
     return _SCRIPT.format(
         tool=tool, where=where, path=path, script=BUILD_SCRIPT, versions=needs, shapes=shapes
     ).replace(" \\\n    \n", "\n")
+
+
+def _ort_script(runtime: str, *, batch: int, versions: str, precision: str) -> str:
+    """What `targets.runtimes.ort` does, for a board without vitrim."""
+    from targets.runtimes.ort.options import read_options
+    from targets.runtimes.ort.providers import cuda_provider, tensorrt_builder
+
+    options = read_options(runtime, BUILD, {"precision": precision, "batch": batch})
+    if runtime == ORT_CUDA:
+        provider, told = cuda_provider(options, cuda_graph=False)
+    else:
+        provider, told = tensorrt_builder(options, folder=Path(), shapes={}, timing_cache=None)
+    return _ORT_SCRIPT.format(
+        provider=provider,
+        script=BUILD_SCRIPT,
+        versions=f"It needs {runtime} {versions}" if versions else f"It needs {runtime}",
+        told=pformat(told),
+        batch=batch,
+        settings=_ORT_SAVES if runtime == ORT_CUDA else _ORT_LEAVES,
+    )

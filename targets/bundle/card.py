@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from targets.bundle.manifest import BundleManifest
+from targets.runtimes.nvidia.options import PROVIDERS
 
+_ENGINE_FILES = {"onnxruntime_cuda": "model.onnx", "onnxruntime_tensorrt": "model_ctx.onnx"}
+_PROVIDED = {runtime: f" (onnxruntime, with {provider} alone)" for runtime, provider in PROVIDERS.items()}
 SHARES = ("top1", "zero_shot_top1", "knn_agreement")
 """metrics that count images"""
 
@@ -59,7 +62,9 @@ def _how_to_run_elsewhere(manifest: BundleManifest, printed: str) -> list[str]:
             "ENGINE_FOLDER`. `target.json` says for which board."
         )
     else:
-        engine = f"`engine/model.plan` is for {version}; compare its SHA-256, then load it with that runtime's own API."
+        file = _ENGINE_FILES.get(manifest.runtime, "model.plan")
+        how = f"that runtime's own API{_PROVIDED.get(manifest.runtime, '')}"
+        engine = f"`engine/{file}` is for {version}; compare its SHA-256, then load it with {how}."
     return [
         "## How to run it",
         engine,

@@ -88,7 +88,11 @@ def write_bundle(
             _write_json(new / "target.json", dict(target))
         if engine is None:
             script = build_script(
-                manifest.runtime, inputs=manifest.inputs, batch=manifest.batch, versions=manifest.version
+                manifest.runtime,
+                inputs=manifest.inputs,
+                batch=manifest.batch,
+                versions=manifest.version,
+                precision=manifest.precision,
             )
             if script is not None:
                 (new / BUILD_SCRIPT).write_text(script, encoding="utf-8")

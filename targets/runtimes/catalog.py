@@ -14,6 +14,8 @@ CATALOG = {
     "openvino": "targets.runtimes.openvino_cpu",
     "tensorrt": "targets.runtimes.tensorrt_gpu",
     "tensorrt_rtx": "targets.runtimes.tensorrt_rtx_gpu",
+    "onnxruntime_cuda": "targets.runtimes.onnxruntime_cuda",
+    "onnxruntime_tensorrt": "targets.runtimes.onnxruntime_tensorrt",
 }
 """name -> module"""
 

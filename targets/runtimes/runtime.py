@@ -117,6 +117,22 @@ def query_shape(shape: tuple[int | None, ...], *, batch: int, name: str) -> list
     return [batch, *(size for size in shape[1:] if size is not None)]
 
 
+def check_feeds(inputs: tuple[TensorFacts, ...], feeds: Feeds) -> None:
+    """Raise InputError for a query that is not of the shapes and types that a session takes."""
+    for one in inputs:
+        if one.name not in feeds:
+            raise InputError(f"input {one.name!r} is missing; the query has {', '.join(feeds) or 'none'}")
+        given = feeds[one.name]
+        fits = len(given.shape) == len(one.shape) and all(
+            want in (None, size) for want, size in zip(one.shape, given.shape, strict=True)
+        )
+        if not fits or str(given.dtype) != one.dtype:
+            raise InputError(
+                f"input {one.name!r} is {given.dtype} {list(given.shape)}; "
+                f"the engine takes {one.dtype} {['any' if size is None else size for size in one.shape]}"
+            )
+
+
 def cpu_binding(runtime: str, version: str, facts: dict[str, Any]) -> dict[str, str]:
     """What an engine for a CPU is bound to: instruction sets decide kernels and layouts, versions the format."""
     return {

@@ -71,7 +71,11 @@ def _is_built_ahead_of_time(report: Report, bundle: Path) -> None:
     assert report.proof.engine == "built ahead of time"
     assert any("builds the engine for compute capability 8.9" in line for line in report.proof.proven)
     assert any("nothing was measured on the target" in line for line in report.proof.unproven)
-    assert [(row.runtime, row.chosen) for row in report.candidates] == [("tensorrt_rtx", True), ("tensorrt", False)]
+    assert [(row.runtime, row.chosen) for row in report.candidates] == [
+        ("tensorrt_rtx", True),
+        ("tensorrt", False),
+        ("onnxruntime_tensorrt", False),
+    ]
     assert verify_bundle(bundle) == []
     assert "never ran" in (bundle / "README.md").read_text()
 

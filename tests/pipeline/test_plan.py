@@ -177,7 +177,10 @@ def test_what_can_be_built_ahead_of_time_comes_first_for_a_gpu_that_is_elsewhere
     assert [(one.name, one.engine is not None) for one in target.candidates] == [
         ("tensorrt_rtx int8", True),
         ("tensorrt int8", False),
+        ("onnxruntime_tensorrt int8", False),
     ]
+    assert target.candidates[-1].left == "build the engine: TensorRT builds on the GPU that runs it"
+    assert ("onnxruntime_cuda", "it does not run int8 there; it runs fp32, fp16") in target.passed_over
     engine = target.candidates[0].engine
     assert engine is not None
     assert (engine.device, engine.options.compute_capability) == (None, "8.9")

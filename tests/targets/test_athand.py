@@ -65,6 +65,10 @@ def test_only_tensorrt_rtx_builds_ahead_of_time() -> None:
     assert (built, "built ahead of time" in left) == (True, True)
     built, left = left_to_do(ada, choice_of(ada, "tensorrt"))
     assert (built, "TensorRT builds on the GPU that runs it" in left) == (False, True)
+    built, left = left_to_do(ada, choice_of(ada, "onnxruntime_tensorrt"))
+    assert (built, "TensorRT builds on the GPU that runs it" in left) == (False, True)
+    built, left = left_to_do(ada, choice_of(ada, "onnxruntime_cuda"))
+    assert (built, "ONNX Runtime optimises the graph on the GPU that runs it" in left) == (False, True)
     built, left = left_to_do(pi, pi.runtimes[0])
     assert (built, "load the graph" in left) == (False, True)
 

@@ -1,19 +1,22 @@
 """Which GPUs the two TensorRTs run on, in which precisions, by compute capability. Standard library only.
 
 TensorRT-RTX: what version 1.7 builds without a GPU (tests/targets/runtimes/test_rtx_builds.py), cut by NVIDIA's
-support matrix. TensorRT: NVIDIA's support matrix of versions 10 and 11.
+support matrix. TensorRT: NVIDIA's support matrix of versions 10 and 11. ONNX Runtime's CUDA
+provider: what onnxruntime-gpu 1.31.1 has kernels for; its TensorRT provider: where TensorRT runs.
 """
 
 from collections.abc import Iterable, Sequence
 
 from targets.errors import InputError
-from targets.runtimes.nvidia.options import RTX, TENSORRT
+from targets.runtimes.nvidia.options import ORT_CUDA, ORT_TENSORRT, RTX, TENSORRT
 
 _TURING = ("fp32", "fp16", "int8")
 _AMPERE = ("fp32", "fp16", "bf16", "int8")
 _ADA = (*_AMPERE, "fp8")
+_ORT = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
+_ALL = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.1", "10.3", "11.0", "12.0", "12.1")
 
-LEGAL = {
+LEGAL: dict[str, dict[str, tuple[str, ...]]] = {
     RTX: {
         "7.5": ("fp16",),
         "8.0": _AMPERE,
@@ -36,6 +39,8 @@ LEGAL = {
         "12.0": _ADA,
         "12.1": _ADA,
     },
+    ORT_CUDA: dict.fromkeys(_ORT, ("fp32", "fp16")),
+    ORT_TENSORRT: dict.fromkeys(_ALL, _TURING),
 }
 """runtime -> compute capability -> precisions"""
 
@@ -58,7 +63,12 @@ GPUS = {
     "12.0": "Blackwell RTX",
     "12.1": "Blackwell GB10",
 }
-PRODUCTS = {RTX: "TensorRT-RTX", TENSORRT: "TensorRT"}
+PRODUCTS = {
+    RTX: "TensorRT-RTX",
+    TENSORRT: "TensorRT",
+    ORT_CUDA: "ONNX Runtime's CUDA provider",
+    ORT_TENSORRT: "ONNX Runtime's TensorRT provider",
+}
 _WHY = {
     (RTX, "7.5", "fp32"): "its builder has no fp32 matrix products there; make the graph fp16",
     (RTX, "7.5", "int8"): "its builder takes such a graph, but NVIDIA's support matrix has no int8 there; use fp16",

@@ -8,7 +8,9 @@ Field numbers: onnx/onnx.proto (ONNX 1.21). Wire format: https://protobuf.dev/pr
 """
 
 import mmap
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import InputError, WorkerError
@@ -19,7 +21,36 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _TYPES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4", 22: "int4"}
 _SIGNED = ("int8", "int16", "int4")
 
+_OPERATOR = 4
+_FLOAT16 = 10
+
 Field = tuple[int, "memoryview | int"]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a graph holds."""
+
+    operators: Counter[str]
+    """nodes by kind, without those of subgraphs"""
+    halves: int
+    """weights of type float16"""
+
+
+def read_contents(runtime: str, path: Path) -> Contents:
+    """Count nodes and weights of an ONNX file; raises WorkerError for a file that is not ONNX."""
+    operators: Counter[str] = Counter()
+    halves = 0
+    try:
+        for number, graph in _fields(_view(runtime, path)):
+            for kind, part in _messages(graph) if number == _GRAPH else ():
+                if kind == _NODE:
+                    operators["".join(bytes(text).decode() for at, text in _messages(part) if at == _OPERATOR)] += 1
+                elif kind == _INITIALIZER:
+                    halves += (_TENSOR_TYPE, _FLOAT16) in _fields(part)
+    except (IndexError, ValueError) as error:
+        raise WorkerError(f"{runtime} cannot read {path.name!r}: it is not ONNX or is cut off") from error
+    return Contents(operators, halves)
 
 
 def check_graph(runtime: str, path: Path) -> None:
@@ -27,14 +58,17 @@ def check_graph(runtime: str, path: Path) -> None:
 
     Raises InputError, WorkerError for a file that is not ONNX.
     """
+    try:
+        _check(runtime, path, _view(runtime, path))
+    except (IndexError, ValueError) as error:
+        raise WorkerError(f"{runtime} cannot read {path.name!r}: it is not ONNX or is cut off") from error
+
+
+def _view(runtime: str, path: Path) -> memoryview:
     with open(path, "rb") as file:
         if not path.stat().st_size:
             raise WorkerError(f"{runtime} cannot read {path.name!r}: it is empty")
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # closed with its last slice
-    try:
-        _check(runtime, path, view)
-    except (IndexError, ValueError) as error:
-        raise WorkerError(f"{runtime} cannot read {path.name!r}: it is not ONNX or is cut off") from error
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # closed with its last slice
 
 
 def _check(runtime: str, path: Path, view: memoryview) -> None:

@@ -1,36 +1,23 @@
 """Every option of the runtimes `tensorrt` and `tensorrt_rtx`, in one table, checked strictly. Standard library only."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from targets.errors import InputError, suggest
+from targets.errors import InputError
+from targets.runtimes.options import BUILD as BUILD
+from targets.runtimes.options import LOAD as LOAD
+from targets.runtimes.options import Option, read_table, table_of
 
-BUILD, LOAD = "build", "load"
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
+ORT_CUDA, ORT_TENSORRT = "onnxruntime_cuda", "onnxruntime_tensorrt"
+"""ONNX Runtime with one of its providers for GPUs; their options are in `targets.runtimes.ort.options`"""
+PROVIDERS = {ORT_CUDA: "CUDAExecutionProvider", ORT_TENSORRT: "TensorrtExecutionProvider"}
 BOTH = (TENSORRT, RTX)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 REFIT = ("none", "identical", "any")
 
-
-@dataclass(frozen=True)
-class Option:
-    """One option: what it may be, where it counts, what it means."""
-
-    default: Any
-    meaning: str
-    whole: tuple[int, int] | None = None
-    """least and most, where it is a whole number"""
-    choices: tuple[str, ...] = ()
-    boolean: bool = False
-    text: bool = False
-    several: bool = False
-    """a text, or a list of them"""
-    runtimes: tuple[str, ...] = BOTH
-    when: tuple[str, ...] = (BUILD,)
-
-
-OPTIONS = {
+OPTIONS = table_of(BOTH, {
     "precision": Option("fp32", "what the graph holds; nothing is converted here", choices=PRECISIONS),
     "batch": Option(1, "images per query, for which kernels are chosen", whole=(1, 65536)),
     "batch_min": Option(None, "fewest images per query; null: `batch`", whole=(1, 65536)),
@@ -59,57 +46,17 @@ OPTIONS = {
         None, "folder for kernels that were compiled at run time", text=True, runtimes=(RTX,), when=(LOAD,)
     ),
     "weights": Option(None, "the ONNX file of an engine built with `strip_weights`", text=True, when=(LOAD,)),
-}  # fmt: skip
-
-_OURS = {"optimized": (LOAD,), "batch": (LOAD,), "precision": (LOAD,)}
-"""what the agent adds at loading, where it says nothing to an engine"""
+})  # fmt: skip
 
 
-def read_options(runtime: str, when: str, given: dict[str, Any]) -> dict[str, Any]:
+def read_options(runtime: str, when: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the options of a build or a load; returns all that apply, defaults filled in. Raises InputError."""
-    known = {name: one for name, one in OPTIONS.items() if runtime in one.runtimes and when in one.when}
-    for name in given:
-        if name not in known and when not in _OURS.get(name, ()):
-            raise InputError(_unknown(runtime, when, name, list(known)))
-    found = {}
-    for name, option in known.items():
-        value = given.get(name)
-        found[name] = option.default if value is None else _checked(name, option, value)
+    found = read_table(OPTIONS, runtime, when, given)
     if when == BUILD:
         _check_batches(found)
         if found["strip_weights"] and found["refit"] == "none":
             found["refit"] = "identical"
     return found
-
-
-def _unknown(runtime: str, when: str, name: str, known: list[str]) -> str:
-    if name not in OPTIONS:
-        return f"runtime {runtime!r} has no option {name!r} at {when}; {suggest(name, known)}"
-    option = OPTIONS[name]
-    if runtime not in option.runtimes:
-        return f"option {name!r} is one of runtime {option.runtimes[0]!r}, not of {runtime!r}; leave it out"
-    return f"option {name!r} counts at {option.when[0]}, not at {when}; give it there"
-
-
-def _checked(name: str, option: Option, value: Any) -> Any:
-    if option.boolean:
-        if not isinstance(value, bool):
-            raise InputError(f"option {name!r} is true or false, got {value!r}")
-    elif option.choices:
-        if value not in option.choices:
-            raise InputError(f"option {name!r} is one of {', '.join(option.choices)}, got {value!r}")
-    elif option.whole:
-        least, most = option.whole
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise InputError(f"option {name!r} is a whole number from {least} to {most}, got {value!r}")
-    elif option.several:
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, (list, tuple)) or not values or not all(isinstance(one, str) for one in values):
-            raise InputError(f"option {name!r} is a text like '8.6' or a list of such, got {value!r}")
-        return list(dict.fromkeys(values))
-    elif not isinstance(value, str) or not value:
-        raise InputError(f"option {name!r} is a path, got {value!r}")
-    return value
 
 
 def _check_batches(found: dict[str, Any]) -> None:

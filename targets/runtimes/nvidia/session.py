@@ -18,7 +18,7 @@ from targets.runtimes.nvidia.cuda import Cuda
 from targets.runtimes.nvidia.layers import count_products, describe_layer, read_layers
 from targets.runtimes.nvidia.library import Listener
 from targets.runtimes.nvidia.network import TYPES, tensor_shape
-from targets.runtimes.runtime import Array, Feeds, TensorFacts
+from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_feeds
 
 OFF = "off"
 RECORDED = "recorded"
@@ -200,7 +200,7 @@ class GpuSession:
         """Memory for the shapes of a query, where they differ from those of the last one."""
         if not self._open:
             raise WorkerError("the session is closed: load the engine again")
-        self._check(feeds)
+        check_feeds(self.inputs, feeds)
         shapes = {one.name: tuple(feeds[one.name].shape) for one in self.inputs}
         if shapes == self._shapes:
             return
@@ -225,20 +225,6 @@ class GpuSession:
         self._shapes = shapes
         if self._wants_graph:
             self._graph_state = NOT_YET
-
-    def _check(self, feeds: Feeds) -> None:
-        for one in self.inputs:
-            if one.name not in feeds:
-                raise InputError(f"input {one.name!r} is missing; the query has {', '.join(feeds) or 'none'}")
-            given = feeds[one.name]
-            fits = len(given.shape) == len(one.shape) and all(
-                want in (None, size) for want, size in zip(one.shape, given.shape, strict=True)
-            )
-            if not fits or str(given.dtype) != one.dtype:
-                raise InputError(
-                    f"input {one.name!r} is {given.dtype} {list(given.shape)}; "
-                    f"the engine takes {one.dtype} {['any' if size is None else size for size in one.shape]}"
-                )
 
     def _allocate(self, tensor: TensorFacts, shape: tuple[int, ...]) -> _Buffer:
         dtype = np.dtype(tensor.dtype)

@@ -160,7 +160,7 @@ def test_a_runtime_that_vitrim_does_not_know_is_told_with_its_line(
 
     answer = command("plan", write_recipe(), "--target", tmp_path / "mine.yaml")
 
-    refused(answer, "runtimes[0].name: unknown runtime 'coreml'; known: onnxruntime, openvino")
+    refused(answer, "runtimes[0].name: unknown runtime 'coreml'; known: onnxruntime, onnxruntime_cuda")
 
 
 def test_the_plan_for_a_board_that_is_not_at_hand_says_so(command: Command, write_recipe: Recipe) -> None:

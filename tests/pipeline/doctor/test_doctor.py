@@ -83,6 +83,34 @@ def test_one_runtime_that_works_is_enough(machine: Machine, look: Look) -> None:
     assert to_fix(found) == set()
 
 
+ORT = {"onnxruntime_cuda": "1.31.1", "onnxruntime_tensorrt": "1.31.1"}
+
+
+@pytest.mark.parametrize(
+    ("providers", "state", "found"),
+    [
+        ({"CUDAExecutionProvider": None}, "ok", "1.31.1 usable in fp32, fp16"),
+        ({"CUDAExecutionProvider": "it needs libcuda.so.1"}, "fix", "it needs libcuda.so.1"),
+        ({"CPUExecutionProvider": None}, "fix", "this onnxruntime has no CUDAExecutionProvider: pip uninstall onnx"),
+    ],
+)
+def test_onnx_runtime_on_a_gpu_is_tried_not_believed(
+    machine: Machine, look: Look, providers: dict[str, str | None], state: str, found: str
+) -> None:
+    finding = look("l4", machine(runtime=ORT.get, providers=lambda: providers))["l4: onnxruntime_cuda"]
+
+    assert finding.state == state
+    assert finding.found.startswith(found)
+
+
+def test_a_package_for_gpus_that_is_absent_is_named(machine: Machine, look: Look) -> None:
+    finding = look("l4", machine())["l4: onnxruntime_tensorrt"]
+
+    assert finding.state == "warning", "TensorRT itself works"
+    assert "pip install 'onnxruntime-gpu>=1.24'" in finding.found
+    assert finding.remedy == 'pip install "vitrim[cuda]"'
+
+
 def test_an_unsupported_board_gives_its_reason(machine: Machine, look: Look) -> None:
     finding = look("jetson-xavier-nx", machine())["jetson-xavier-nx"]
 

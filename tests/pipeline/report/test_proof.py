@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.report.proof import broken, proof_of_layers, told_layers, told_noise
-from pipeline.report.record import LayerRow, Proof
+from pipeline.report.proof import broken, proof_here, proof_of_layers, told_layers, told_noise
+from pipeline.report.record import LayerRow, Proof, Report
 from targets.profile import Demands
 
 
@@ -23,6 +23,22 @@ LAYERS = (
 
 def proof(layers=LAYERS, *, attention: bool = True) -> Proof:
     return Proof(engine="measured", **proof_of_layers(layers, attention=attention))
+
+
+def test_what_a_runtime_does_not_tell_is_not_called_proven(example: Report):
+    assert example.latency_ms is not None
+    assert example.parity is not None
+    compiled = {"runtime": "onnxruntime_tensorrt", "matrix_products": {"unknown": 12}}
+    found = proof_here(
+        parity=example.parity,
+        accuracy=example.accuracy,
+        latency=example.latency_ms,
+        compiled=compiled,
+        conditions="an L4",
+    )
+
+    assert "in which precision 12 matrix products ran: ONNX Runtime TensorRT does not tell" in found.unproven
+    assert not any("unknown" in line for line in (*found.proven, *found.unproven))
 
 
 def test_time_and_macs_are_shared_out_by_precision():

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from stages.compile.stage import COMPUTES, STAGE, CompileOptions
+from stages.compile.stage import COMPUTES, STAGE, CompileOptions, _counted
 from stages.stage import StageContext
 from targets.errors import InputError, StageError, WorkerError
 from targets.facts import installed_version, probe
@@ -166,6 +166,11 @@ def test_int8_of_a_graph_that_is_not_quantized_is_an_error(
 ) -> None:
     with pytest.raises(StageError, match=rf"asked {runtime} for int8, .* \(\d+ in fp32\); int8 needs a quantized"):
         run_compile(graphs.fp32, tmp_path, runtime=runtime, precision="int8")
+
+
+def test_products_of_which_nothing_is_told_are_not_called_by_a_precision() -> None:
+    assert _counted({"unknown": 12}) == "12 matrix products in a precision that is not told"
+    assert _counted({"int8": 2, "fp32": 1}) == "1 matrix products in fp32, 2 matrix products in int8"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

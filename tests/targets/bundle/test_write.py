@@ -7,12 +7,14 @@ import resource
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_graphs import save_fp32
 
 from targets.atomic import sha256_of
 from targets.bundle import write as write_module
@@ -114,6 +116,60 @@ def test_the_command_that_builds_says_what_it_lacks(tmp_path):
     assert (lacking.returncode, "trtexec is not here" in lacking.stderr) == (1, True)
     assert (unasked.returncode, "usage: sh build.sh ENGINE_FOLDER" in unasked.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+def ort_script(runtime, folder, *, precision="fp32"):
+    inputs = [Tensor(name="image", shape=(None, 3, 8, 8), dtype="float32")]
+    text = build_script(runtime, inputs=inputs, batch=4, versions=">=1.24", precision=precision)
+    (folder / "build.sh").write_text(text)
+    return text
+
+
+def run_script(folder):
+    return subprocess.run(
+        ["sh", folder / "build.sh", folder / "engine"],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime_cuda", "onnxruntime_tensorrt"])
+def test_a_board_without_the_provider_is_told_what_to_install(tmp_path, runtime):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the provider")
+    save_fp32(tmp_path / "model.onnx")
+    ort_script(runtime, tmp_path)
+    done = run_script(tmp_path)
+
+    assert done.returncode == 1
+    assert "ExecutionProvider; install onnxruntime-gpu in its place" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_script_of_onnx_runtime_really_saves_the_graph_it_optimised(tmp_path):
+    """With the CPU's provider in the place of CUDA's: the rest is what the board runs."""
+    import onnxruntime
+
+    save_fp32(tmp_path / "model.onnx")
+    text = ort_script("onnxruntime_cuda", tmp_path).replace("CUDAExecutionProvider", "CPUExecutionProvider")
+    text = text.replace('"session.disable_cpu_ep_fallback", "1"', '"session.disable_cpu_ep_fallback", "0"')
+    (tmp_path / "build.sh").write_text(text)
+    done = run_script(tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession(str(tmp_path / "engine" / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [4, 3, 8, 8]
+
+
+def test_the_script_tells_tensorrt_the_precision_of_the_graph(tmp_path):
+    text = ort_script("onnxruntime_tensorrt", tmp_path, precision="int8")
+
+    assert "'trt_int8_enable': 'True'" in text
+    assert "'trt_fp16_enable': 'False'" in text
+    assert "'trt_ep_context_file_path': 'model_ctx.onnx'" in text
 
 
 def test_the_same_input_gives_the_same_bytes(make_bundle):

@@ -14,10 +14,17 @@ from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
 from targets.runtimes.catalog import CATALOG, get_runtime
 from targets.runtimes.engine import ENGINE_FILE, engine_digest
 from targets.runtimes.nvidia.cuda import Cuda
+from targets.runtimes.ort.ask import provider_obstacle
 from targets.worker import Worker
 
-PRECISIONS = [(runtime, precision) for runtime in CATALOG for precision in ("fp32", "int8")]
-GPU = ("tensorrt", "tensorrt_rtx")
+PRECISIONS = [
+    (runtime, precision)
+    for runtime in CATALOG
+    for precision in ("fp32", "int8")
+    if (runtime, precision) != ("onnxruntime_cuda", "int8")  # which it does not run
+]
+ORT = ("onnxruntime_cuda", "onnxruntime_tensorrt")
+GPU = ("tensorrt", "tensorrt_rtx", *ORT)
 AHEAD = {"tensorrt_rtx": {"compute_capability": "8.9"}}
 """what must be said to build without a GPU"""
 
@@ -25,7 +32,9 @@ AHEAD = {"tensorrt_rtx": {"compute_capability": "8.9"}}
 def obstacle(runtime: str, *, builds: bool = False) -> str | None:
     """Why a runtime cannot be tried here; builds: that it builds is enough."""
     if installed_version(runtime) is None:
-        return f"{runtime} is not installed"
+        return f"{runtime} is not installed (package {RUNTIME_DISTRIBUTIONS[runtime][0]})"
+    if runtime in ORT and (reason := provider_obstacle(runtime)):
+        return f"{runtime}: {reason}"
     if runtime in GPU and not (builds and runtime in AHEAD):
         try:
             Cuda()  # a Jetson has no nvidia-smi to ask
@@ -79,6 +88,8 @@ def test_a_runtime_that_is_not_installed_says_what_to_install(runtime: str, monk
 
 @pytest.mark.parametrize("runtime", CATALOG)
 def test_one_that_is_installed_can_be_used(runtime: str) -> None:
+    if runtime in ORT:
+        skip_where_it_cannot(runtime)
     if installed_version(runtime) is None:
         pytest.skip(f"{runtime} is not installed")
 
@@ -158,6 +169,9 @@ def test_products_run_in_the_precision_of_the_engine(worker: Worker, built: Path
     products = worker.matrix_products()
 
     assert sum(products.values()) == 2
+    if described(built)["runtime"] == "onnxruntime_tensorrt":
+        assert products == {"unknown": 2}, "its provider tells nothing of TensorRT's layers"
+        return
     assert products.get("int8", 0) >= (described(built)["precision"] == "int8")
     assert "int8" in products or products == {"fp32": 2}
 
@@ -182,6 +196,9 @@ def test_every_layer_tells_what_ran(worker: Worker, built: Path) -> None:
     )
     assert [row["seconds"] for row in rows] == sorted((row["seconds"] for row in rows), reverse=True)
     assert all(row["provider"] and row["kernel"] and row["calls"] >= 1 for row in rows)
+    if described(built)["runtime"] == "onnxruntime_tensorrt":
+        assert {row["precision"] for row in rows} == {"unknown"}
+        return
     products = [row for row in rows if row["macs"]]
     assert sorted(row["precision"] for row in products) == sorted(
         name for name, count in worker.matrix_products().items() for _ in range(count)
@@ -243,6 +260,8 @@ def test_a_graph_of_another_fixed_batch_is_refused(worker: Worker, tmp_path: Pat
 
 @pytest.mark.parametrize("runtime", CATALOG)
 def test_an_unknown_precision_is_refused(worker: Worker, tmp_path: Path, runtime: str) -> None:
+    if runtime in ORT:
+        skip_where_it_cannot(runtime)
     if installed_version(runtime) is None:
         pytest.skip(f"{runtime} is not installed")
     model = save_fp32(tmp_path / "graph.onnx")
@@ -282,8 +301,9 @@ def test_bf16_runs_in_bf16_where_the_processor_has_it(worker: Worker, tmp_path: 
 
 def test_a_large_model_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from targets.runtimes import onnxruntime_cpu
+    from targets.runtimes.ort import library
 
-    monkeypatch.setattr(onnxruntime_cpu, "EXTERNAL_ABOVE_BYTES", 100)
+    monkeypatch.setattr(library, "EXTERNAL_ABOVE_BYTES", 100)
     options = {"precision": "fp32", "batch": 4, "threads": 1}
 
     files = onnxruntime_cpu.build(save_fp32(tmp_path / "graph.onnx"), tmp_path, options)["files"]
