@@ -7,8 +7,15 @@ from pipeline.doctor.sources import Sources
 from targets.jetson import Jetson
 from targets.nvidia import GpuNow, Reading, is_called
 from targets.profile import TargetProfile, usable_runtimes
+from targets.runtimes.intel.devices import Missing, device_missing
+from targets.runtimes.intel.options import DEVICES
 
-_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_EXTRAS = {
+    "onnxruntime": "cpu",
+    **dict.fromkeys(DEVICES, "openvino"),
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+}
 
 
 def examine_target(profile: TargetProfile, sources: Sources) -> list[Finding]:
@@ -45,7 +52,16 @@ def _processor(profile: TargetProfile, facts: dict[str, Any]) -> list[Finding]:
 
 def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -> list[Finding]:
     """One line for each runtime; what none of them can do stands in the way."""
-    usable = usable_runtimes(profile, facts=facts, installed=sources.runtime)
+    missing: dict[str, Missing] = {}
+
+    def device(runtime: str) -> str | None:
+        found = device_missing(runtime, listed=sources.openvino, explain=sources.no_device)
+        if found is None:
+            return None
+        missing[runtime] = found
+        return found.why
+
+    usable = usable_runtimes(profile, facts=facts, installed=sources.runtime, device=device)
     any_works = any(reason is None for _, reason in usable)
     found = []
     for choice, reason in usable:
@@ -54,7 +70,7 @@ def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -
             version = sources.runtime(choice.name)
             found.append(good(what, f"{version} usable in {', '.join(choice.precisions)}"))
             continue
-        remedy = ""
+        remedy = missing[choice.name].remedy if choice.name in missing else ""
         if "not installed" in reason or "is installed" in reason:
             remedy = f'pip install "vitrim[{_EXTRAS.get(choice.name, choice.name)}]"'
         found.append((warning if any_works else fix)(what, reason, remedy))

@@ -30,6 +30,8 @@ _RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
     "onnxruntime-cuda": "ONNX Runtime CUDA",
     "openvino": "OpenVINO",
+    "openvino_gpu": "OpenVINO GPU",
+    "openvino_npu": "OpenVINO NPU",
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
 }

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.doctor import Finding, Sources, examine
 from targets.nvidia import GpuNow, Reading
+from targets.runtimes.intel.devices import Listed, Missing
 
 FACTS: dict[str, Any] = {
     "architecture": "x86_64",
@@ -65,6 +66,8 @@ def machine(tmp_path: Path) -> Machine:
             "package": lambda name: None if name in ("onnxruntime-gpu", "onnxruntime-openvino") else "1.0",
             "runtime": VERSIONS.get,
             "providers": lambda: {"CPUExecutionProvider": None},
+            "openvino": lambda: Listed({"CPU": "Some Xeon"}),
+            "no_device": lambda device: Missing(f"no {device} here", "buy one"),
             "free": lambda folder: 100 * 2**30,
             "run": lambda words: None,
             "wait": lambda seconds: None,
