@@ -142,8 +142,8 @@ def _counted(products: Mapping[str, int]) -> str:
 
 
 def _at_once(options: CompileOptions, loaded: "Loaded") -> str:
-    """`; throughput hint, 2 queries at once`; empty where it is built for the latency of one."""
-    return "" if options.hint == "latency" else f"; {options.hint} hint, {loaded.requests} queries at once"
+    """`; throughput hint, queries at once: 2`; empty where it is built for the latency of one."""
+    return "" if options.hint == "latency" else f"; {options.hint} hint, queries at once: {loaded.requests}"
 
 
 def _check_choice(options: CompileOptions, target: TargetProfile) -> None:

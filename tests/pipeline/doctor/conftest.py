@@ -28,7 +28,12 @@ CONDITIONS: dict[str, Any] = {
     "governors": {"performance": 8},
     "throttle_count": 0,
 }
-VERSIONS = {"onnxruntime": "1.32.0", "openvino": "2026.4.1", "tensorrt": "10.16.1", "tensorrt_rtx": "1.7.1"}
+VERSIONS = {
+    "onnxruntime": "1.32.0",
+    **dict.fromkeys(("openvino", "openvino_gpu", "openvino_npu"), "2026.4.1"),
+    "tensorrt": "10.16.1",
+    "tensorrt_rtx": "1.7.1",
+}
 L4 = GpuNow(
     name="NVIDIA L4",
     compute_capability="8.9",
