@@ -278,6 +278,30 @@ def command_times(data: Row) -> Lines:
     return table(["command", "median s", "runs"], rows)
 
 
+def openvino_hints(data: Row) -> Lines:
+    """Latency and throughput hints."""
+    text = f"{data['model']}, batch {data['batch']}; all requests at work, blocks of {data['block']} queries in turns."
+    rows = [
+        [
+            row["precision"],
+            str(row["in_force"]["throughput"]["num_streams"]),
+            *(f"{row['images_per_second'][hint]:.1f}" for hint in ("latency", "throughput")),
+            f"{row['ratio']:.2f} [{row['ratio_quartiles'][0]:.2f}, {row['ratio_quartiles'][1]:.2f}]",
+            f"{row['one_query_ms']['throughput'] / row['one_query_ms']['latency']:.2f}",
+        ]
+        for row in data["rows"]
+    ]
+    head = [
+        "precision",
+        "streams",
+        "images/s, latency",
+        "images/s, throughput",
+        "ratio (quartiles)",
+        "one query, ratio",
+    ]
+    return [text, "", *table(head, rows)]
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Row], Lines]]] = {
     "end_to_end": ("The whole job", end_to_end),
     "allocation": ("Top-1 against latency, without training", builds),
@@ -289,6 +313,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Row], Lines]]] = {
     "token_merging": ("Token merging", token_merging),
     "cpu_peers": ("This CPU before any pruning, beside peers", cpu_peers),
     "published_latency": ("Latency of published shapes", published_latency),
+    "openvino_hints": ("OpenVINO's throughput hint", openvino_hints),
     "prune_time": ("Time of pruning", prune_time),
     "selection_speed": ("Speed of DGMR's selection", selection_speed),
     "streaming_prune": ("A model larger than memory", streaming_prune),

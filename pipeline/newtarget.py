@@ -79,12 +79,16 @@ def _profile(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _runtimes(facts: Mapping[str, Any], gpu: Mapping[str, str] | None) -> list[dict[str, Any]]:
     """Those that are installed, in precisions that they run on such hardware."""
+    from targets.runtimes.intel.devices import device_obstacle
+    from targets.runtimes.intel.options import CPU, DEVICES, HINTS
     from targets.runtimes.nvidia.capability import LEGAL
 
     found = []
     for runtime, version in facts["runtimes"].items():
         if runtime in LEGAL:
             fit = list(LEGAL[runtime].get(gpu["compute_capability"], ())) if gpu else []
+        elif runtime in DEVICES and runtime != CPU:
+            fit = [] if device_obstacle(runtime) else list(HINTS[runtime])
         else:
             wide = runtime == "openvino" and {"avx512_bf16", "amx_bf16"} & set(facts["instruction_sets"])
             fit = ["fp32", "bf16", "int8"] if wide else ["fp32", "int8"]

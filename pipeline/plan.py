@@ -206,11 +206,16 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
         for precision in _rungs(planner, usable, passed_over)
     }
 
-    def compile_step(after: PlannedStep, runtime: str, precision: str, batch: int, what: str) -> PlannedStep:
+    def compile_step(after: PlannedStep, choice: RuntimeChoice, precision: str, batch: int, what: str) -> PlannedStep:
         options = get_stage("compile").options(
-            runtime=runtime, precision=precision, batch=batch, threads=profile.threads
+            runtime=choice.name,
+            precision=precision,
+            batch=batch,
+            threads=profile.threads,
+            hint=choice.hint,
+            streams=choice.streams,
         )
-        title = f"compile {what}: {runtime} {precision}, batch {batch}"
+        title = f"compile {what}: {choice.name} {precision}, batch {batch}"
         return planner.step("compile", options, after=after, title=title, profile=profile, device=device)
 
     def candidates(batch: int) -> tuple[Candidate, ...]:
@@ -219,13 +224,12 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
                 runtime=choice.name,
                 precision=hint,
                 batch=batch,
-                engine=compile_step(graph, choice.name, hint, batch, "engine"),
-                unpruned=compile_step(unpruned, choice.name, hint, batch, "unpruned"),
+                engine=compile_step(graph, choice, hint, batch, "engine"),
+                unpruned=compile_step(unpruned, choice, hint, batch, "unpruned"),
             )
             for choice in usable
             for precision, (graph, unpruned) in graphs.items()
-            if _runs(choice, precision)
-            for hint in (_hints(precision, choice, facts) if not planner.leaves_precision_open else (precision,))
+            for hint in _precisions(precision, choice, facts, hints=not planner.leaves_precision_open)
         )
 
     if not candidates(profile.batch):
@@ -245,7 +249,7 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
         budget=budget,
         facts=facts,
         candidates=candidates(profile.batch),
-        baselines={batch: compile_step(exported, first.name, "fp32", batch, "baseline") for batch in batches},
+        baselines={batch: compile_step(exported, first, "fp32", batch, "baseline") for batch in batches},
         other_batches={batch: candidates(batch) for batch in batches if batch != profile.batch},
         passed_over=tuple(passed_over),
     )
@@ -365,9 +369,13 @@ def _runs(choice: RuntimeChoice, precision: str) -> bool:
     return precision in choice.precisions and not (precision == "bf16" and choice.name in LEGAL)
 
 
-def _hints(graph: str, choice: RuntimeChoice, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Precisions to try for a graph: its own, and bf16 for an fp32 graph where the CPU computes in it."""
-    isa = set(facts["instruction_sets"])
-    if graph == "fp32" and "bf16" in choice.precisions and isa & {"avx512_bf16", "amx_bf16"}:
-        return ("fp32", "bf16")
-    return (graph,)
+def _precisions(graph: str, choice: RuntimeChoice, facts: Mapping[str, Any], *, hints: bool) -> tuple[str, ...]:
+    """Precisions to try for a graph on a runtime: its own, and with hints what OpenVINO makes of an fp32 graph."""
+    from targets.runtimes.intel.options import BY_HINT
+
+    wide = {"avx512_bf16", "amx_bf16"} & set(facts["instruction_sets"])
+    own = (graph,) if _runs(choice, graph) else ()
+    if graph != "fp32" or not hints:
+        return own
+    told = (one for one in BY_HINT.get(choice.name, ()) if one in choice.precisions and (one != "bf16" or wide))
+    return (*own, *told)

@@ -28,10 +28,13 @@ SWEPT = (
     "latency_p90_ms",
     "latency_p99_ms",
     "throughput_ips",
+    "requests",
     "joules_per_image",
     "throttled",
 )
 """what is told of each batch size"""
+SAME = ("hint", "streams")
+"""options that an engine of another batch size is built with as the bundle's was"""
 
 
 def revalidate(
@@ -49,6 +52,7 @@ def revalidate(
 
     Images come from `images` (with `labels`, a CSV, or folders per class), or from data.evaluate of `recipe`.
     batches: sizes to time beside the engine's own; their engines are built from the bundle's graph, and not kept.
+    Throughput of an engine that answers several queries at once is measured with all of them at work.
     rate_ips: also serve this many images per second, which come at `arrivals`: poisson or fixed.
     Returns plain figures by name. Raises InputError for a folder that is no bundle, StageError for a damaged one.
     """
@@ -126,6 +130,9 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
     """Engines of other batch sizes, built from the bundle's graph as the engine was."""
     from targets.worker import Worker
 
+    if not batches:
+        return {}
+    options = json.loads((bundle / "engine" / "engine.json").read_text())["options"]
     found = {}
     with Worker() as worker:
         for batch in sorted(batches):
@@ -137,6 +144,8 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
                 runtime=manifest["runtime"],
                 precision=manifest["precision"],
                 batch=batch,
+                threads=options.get("threads"),
+                more={name: options[name] for name in SAME if options.get(name) is not None},
             )
     return found
 
@@ -159,13 +168,15 @@ def _latency(engine: Path, batch: int, inputs: "NDArray[Any]", level: Level) -> 
 
     comparison = compare({"engine": EngineUnderTest(folder=engine, batch=batch)}, inputs, level=level)
     found = figures(comparison.measurements["engine"])
+    requests, rate = _throughput(engine, batch, inputs, level, alone_ips=found.throughput_ips)
     return {
         "batch": batch,
         "latency_p50_ms": round(found.p50, 3),
         "latency_p50_ms_ci95": [round(edge, 3) for edge in found.ci95],
         "latency_p90_ms": None if found.p90 is None else round(found.p90, 3),
         "latency_p99_ms": None if found.p99 is None else round(found.p99, 3),
-        "throughput_ips": None if found.throughput_ips is None else round(found.throughput_ips, 2),
+        "throughput_ips": None if rate is None else round(rate, 2),
+        "requests": requests,
         "mean_power_w": {one.scope: round(one.mean_power_w, 2) for one in found.energy} or None,
         "joules_per_image": {one.scope: round(one.joules_per_image, 4) for one in found.energy} or None,
         "energy_note": found.energy_note,
@@ -175,6 +186,19 @@ def _latency(engine: Path, batch: int, inputs: "NDArray[Any]", level: Level) -> 
         "stable": found.stable,
         "throttled": list(found.throttled),
     }
+
+
+def _throughput(
+    engine: Path, batch: int, inputs: "NDArray[Any]", level: Level, *, alone_ips: float | None
+) -> tuple[int, float | None]:
+    """Queries at once and images per second; alone_ips: of one query after the other."""
+    from targets.measure.procedure import EngineUnderTest
+    from targets.measure.throughput import images_per_second, throughput
+
+    if json.loads((engine / "engine.json").read_text()).get("at_load", {}).get("hint") != "throughput":
+        return 1, alone_ips
+    measured = throughput(EngineUnderTest(folder=engine, batch=batch), inputs, level=level)
+    return measured.requests, images_per_second(measured)
 
 
 def _open_loop(

@@ -22,6 +22,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     from stages.vit.spec import ViTSpec
     from targets.measure.measurement import Comparison
     from targets.measure.open_loop import OpenLoop
+    from targets.measure.throughput import Throughput
 
     records: dict[str, type[BaseModel]] = {
         "vit": ViTSpec,
@@ -29,6 +30,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "artifact": Manifest,
         "comparison": Comparison,
         "open_loop": OpenLoop,
+        "throughput": Throughput,
         "validation": Validation,
         "report": Report,
     }

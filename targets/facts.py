@@ -36,6 +36,8 @@ INSTRUCTION_SETS = (
 RUNTIME_DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
     "openvino": ("openvino",),
+    "openvino_gpu": ("openvino",),
+    "openvino_npu": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "onnxruntime_cuda": ("onnxruntime-gpu",),

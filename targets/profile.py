@@ -15,6 +15,8 @@ from targets.inherit import read_target
 from targets.problems import check
 from targets.record import Record
 from targets.runtimes.catalog import CATALOG
+from targets.runtimes.intel.devices import device_obstacle
+from targets.runtimes.intel.options import CPU, DEVICES, HINTS, hint_obstacle
 from targets.runtimes.nvidia.capability import LEGAL, pair_obstacle
 from targets.runtimes.nvidia.options import RTX
 from targets.runtimes.ort.ask import provider_obstacle
@@ -52,6 +54,12 @@ class RuntimeChoice(Record):
     name: str
     versions: Versions = Field(default=">=0", description="PEP 440 range of the runtime's package")
     precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
+    hint: Literal["latency", "throughput"] = Field(
+        default="latency", description="openvino: one query as fast as it can be, or many at once"
+    )
+    streams: int | None = Field(
+        default=None, gt=0, description="openvino with hint throughput: queries side by side; null: it chooses"
+    )
 
 
 class ShapeRules(Record):
@@ -185,12 +193,16 @@ def refuse_unsupported(profile: TargetProfile) -> None:
 
 
 def usable_runtimes(
-    profile: TargetProfile, *, facts: dict[str, Any] | None = None, installed: Callable[[str], str | None] | None = None
+    profile: TargetProfile,
+    *,
+    facts: dict[str, Any] | None = None,
+    installed: Callable[[str], str | None] | None = None,
+    device: Callable[[str], str | None] = device_obstacle,
 ) -> list[tuple[RuntimeChoice, str | None]]:
     """What of a profile can be used here, and why the rest cannot: (choice, None or the reason).
 
     A runtime comes twice where only some of its precisions can be used: once with these, once with the others.
-    facts and installed version by runtime: this machine's, unless others are given.
+    facts, installed version by runtime, and why a runtime has no device: this machine's, unless others are given.
     """
     facts = probe() if facts is None else facts
     found: list[tuple[RuntimeChoice, str | None]] = []
@@ -200,6 +212,7 @@ def usable_runtimes(
             or _gpu_obstacle(profile, choice.name, facts)
             or version_obstacle(choice, installed or installed_version)
             or (provider_obstacle(choice.name) if installed is None else None)
+            or device(choice.name)
         )
         if reason is not None:
             found.append((choice, reason))
@@ -249,7 +262,8 @@ def version_obstacle(choice: RuntimeChoice, installed: Callable[[str], str | Non
 
 
 def _precision_obstacle(runtime: str, precision: Precision, facts: dict[str, Any]) -> str | None:
-    needed = () if runtime in LEGAL else _NATIVE.get(precision, ())
+    elsewhere = runtime in LEGAL or (runtime in DEVICES and runtime != CPU)
+    needed = () if elsewhere else _NATIVE.get(precision, ())
     if not needed or set(needed) & set(facts["instruction_sets"]):
         return None
     return f"{precision} needs {' or '.join(needed)}, this processor has none of them"
@@ -267,6 +281,16 @@ def _tell_contradictions(profile: TargetProfile, document: Document) -> None:
     for index, choice in enumerate(profile.runtimes):
         if choice.name not in CATALOG:
             document.tell(("runtimes", index, "name"), str(UnknownNameError("runtime", choice.name, CATALOG)))
+        reason = hint_obstacle(choice.name, choice.hint, choice.streams)
+        if reason is not None:
+            document.tell(("runtimes", index, "hint" if choice.streams is None else "streams"), reason)
+        for position, precision in enumerate(choice.precisions):
+            if choice.name in DEVICES and precision not in HINTS[choice.name]:
+                legal = ", ".join(HINTS[choice.name])
+                document.tell(
+                    ("runtimes", index, "precisions", position),
+                    f"{choice.name} does not run {precision!r}; it runs {legal}",
+                )
         if choice.name not in LEGAL or profile.status == "unsupported":
             continue
         if gpu is None:

@@ -48,6 +48,8 @@ class Loaded:
     outputs: tuple[dict[str, Any], ...]
     facts: dict[str, Any]
     """options and devices in force"""
+    requests: int
+    """queries that it answers at once"""
     engine_sha256: str
     """of engine.json; empty for a plain .onnx file"""
     seconds: float
@@ -220,6 +222,10 @@ class Worker:
         started, ended = tuple(told["started_ns"]), tuple(told["ended_ns"])
         due = tuple(due_ns[: len(started)])
         return Served(due_ns=due, started_ns=started, ended_ns=ended, unserved=len(due_ns) - len(due))
+
+    def saturate(self, queries: int) -> int:
+        """Time a block of queries, as many at once as the engine answers at once: nanoseconds for all."""
+        return int(self._ask("saturate", queries=queries))
 
     def watch(self) -> dict[str, Any]:
         """Begin to sample clocks, heat and power of the machine that it runs on, see `targets.measure.sampler`.

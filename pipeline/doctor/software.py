@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.doctor.finding import Finding, fix, good, warning
+from pipeline.doctor.openvino import examine_openvino
 from pipeline.doctor.sources import Sources
 from pipeline.keys import ROOT
 from targets.profile import TargetProfile
@@ -25,7 +26,7 @@ _TWINS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
 
 def examine_software(profile: TargetProfile, sources: Sources) -> list[Finding]:
-    """Look at what Python can import, and at whether ONNX Runtime's providers work."""
+    """Look at what Python can import, whether ONNX Runtime's providers work, and which devices OpenVINO has."""
     wants_ort = any(choice.name.startswith("onnxruntime") for choice in profile.runtimes)
     return [
         _python(),
@@ -33,6 +34,7 @@ def examine_software(profile: TargetProfile, sources: Sources) -> list[Finding]:
         _own_packages(),
         _twins(sources, needed=wants_ort),
         *_providers(sources),
+        *examine_openvino(profile, sources),
     ]
 
 

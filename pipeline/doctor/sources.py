@@ -14,6 +14,7 @@ from targets.facts import ROOT, installed_version, probe
 from targets.jetson import Jetson, read_jetson
 from targets.measure.conditions import read_conditions
 from targets.nvidia import Reading, Run, read_gpus, run_command
+from targets.runtimes.intel.devices import Listed, Missing, list_devices, why_missing
 
 
 def package_version(distribution: str) -> str | None:
@@ -43,6 +44,9 @@ class Sources:
     runtime: Callable[[str], str | None] = installed_version
     """installed version by runtime"""
     providers: Callable[[], Mapping[str, str | None]] = try_providers
+    openvino: Callable[[], Listed] = list_devices
+    no_device: Callable[[str], Missing] = why_missing
+    """why OpenVINO lists no GPU or NPU"""
     free: Callable[[Path], int] = free_bytes
     run: Run = run_command
     wait: Callable[[float], None] = time.sleep

@@ -7,13 +7,15 @@ from pipeline.doctor.sources import Sources
 from targets.jetson import Jetson
 from targets.nvidia import GpuNow, Reading, is_called
 from targets.profile import TargetProfile, usable_runtimes
+from targets.runtimes.intel.devices import Missing, device_missing
+from targets.runtimes.intel.options import DEVICES
 from targets.runtimes.nvidia.options import PROVIDERS
 
 _EXTRAS = {
     "onnxruntime": "cpu",
     "onnxruntime_cuda": "cuda",
     "onnxruntime_tensorrt": "cuda",
-    "openvino": "openvino",
+    **dict.fromkeys(DEVICES, "openvino"),
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
 }
@@ -53,9 +55,18 @@ def _processor(profile: TargetProfile, facts: dict[str, Any]) -> list[Finding]:
 
 def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -> list[Finding]:
     """One line for each runtime; what none of them can do stands in the way."""
+    missing: dict[str, Missing] = {}
+
+    def device(runtime: str) -> str | None:
+        found = device_missing(runtime, listed=sources.openvino, explain=sources.no_device)
+        if found is None:
+            return None
+        missing[runtime] = found
+        return found.why
+
     usable = [
         (choice, reason or _provider_obstacle(choice.name, sources))
-        for choice, reason in usable_runtimes(profile, facts=facts, installed=sources.runtime)
+        for choice, reason in usable_runtimes(profile, facts=facts, installed=sources.runtime, device=device)
     ]
     any_works = any(reason is None for _, reason in usable)
     found = []
@@ -65,7 +76,7 @@ def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -
             version = sources.runtime(choice.name)
             found.append(good(what, f"{version} usable in {', '.join(choice.precisions)}"))
             continue
-        remedy = ""
+        remedy = missing[choice.name].remedy if choice.name in missing else ""
         if "not installed" in reason or "is installed" in reason:
             remedy = f'pip install "vitrim[{_EXTRAS.get(choice.name, choice.name)}]"'
         found.append((warning if any_works else fix)(what, reason, remedy))

@@ -31,6 +31,8 @@ _RUNTIMES = {
     "onnxruntime_cuda": "ONNX Runtime CUDA",
     "onnxruntime_tensorrt": "ONNX Runtime TensorRT",
     "openvino": "OpenVINO",
+    "openvino_gpu": "OpenVINO GPU",
+    "openvino_npu": "OpenVINO NPU",
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT-RTX",
 }

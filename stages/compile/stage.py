@@ -6,7 +6,7 @@ An engine for a GPU that is elsewhere is built ahead of time and not loaded: wha
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -16,27 +16,38 @@ from targets.board import Precision
 from targets.errors import InputError, StageError
 from targets.profile import TargetProfile, refuse_image_size, usable_runtimes
 from targets.record import Record
+from targets.runtimes.intel.options import DEVICES, NPU, hint_obstacle
+
+if TYPE_CHECKING:
+    from targets.worker import Loaded
 
 MODEL_FILE = "model.onnx"
 COMPUTES = {"int8_dynamic": "int8", "int8_weights": "fp32"}
 """precision of a graph -> that in which its products run, where the two differ"""
 UNTOLD = "unknown"
 """precision of products of which the runtime does not tell it"""
+SILENT = "the runtime does not tell in which precision its products run"
 
 
 class CompileOptions(Record):
     """Which runtime builds, in which precision, for which batch."""
 
     runtime: str = Field(
-        description="one of the target's runtimes: onnxruntime, openvino, tensorrt, tensorrt_rtx, onnxruntime_cuda, "
-        "onnxruntime_tensorrt"
+        description="one of the target's runtimes: onnxruntime, openvino, openvino_gpu, openvino_npu, tensorrt, "
+        "tensorrt_rtx, onnxruntime_cuda, onnxruntime_tensorrt"
     )
     precision: Precision = Field(
         default="fp32",
-        description="what the graph holds; bf16 is also a hint to OpenVINO for an fp32 graph",
+        description="what the graph holds; bf16 and fp16 are also hints to OpenVINO for an fp32 graph",
     )
     batch: int | None = Field(default=None, gt=0, description="images per query; null: the target's")
     threads: int | None = Field(default=None, gt=0, description="null: the target's, else all usable cores")
+    hint: Literal["latency", "throughput"] = Field(
+        default="latency", description="openvino: one query as fast as it can be, or many at once"
+    )
+    streams: int | None = Field(
+        default=None, gt=0, description="openvino with hint throughput: queries side by side; null: it chooses"
+    )
     compute_capability: str | None = Field(
         default=None,
         description="tensorrt_rtx: build ahead of time for a GPU that is elsewhere; null: for this machine",
@@ -60,7 +71,13 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
     with Worker(threads=threads) as worker:
         context.tell(f"{options.runtime} builds for {options.precision}, batch {batch}", None)
         engine, seconds = worker.build(
-            model, context.output, runtime=options.runtime, precision=options.precision, batch=batch, threads=threads
+            model,
+            context.output,
+            runtime=options.runtime,
+            precision=options.precision,
+            batch=batch,
+            threads=threads,
+            more={"hint": options.hint, "streams": options.streams} if options.runtime in DEVICES else None,
         )
         loaded = worker.load(context.output)
         height, width = loaded.inputs[0]["shape"][-2:]
@@ -72,13 +89,14 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
         _check_precision(options, products)
     return StageResult(
         facts={
-            "summary": _counted(products),
+            "summary": f"{_counted(products) or SILENT}{_at_once(options, loaded)}",
             **_facts(options, engine, seconds, batch),
+            **({"hint": options.hint, "requests": loaded.requests} if options.runtime in DEVICES else {}),
             "load_seconds": loaded.seconds,
             "matrix_products": products,
             "in_force": loaded.facts,
         },
-        bound_to={**stable_facts(facts), options.runtime: engine["version"]},
+        bound_to={**stable_facts(facts), **engine["bound_to"], options.runtime: engine["version"]},
     )
 
 
@@ -129,8 +147,16 @@ def _counted(products: Mapping[str, int]) -> str:
     )
 
 
+def _at_once(options: CompileOptions, loaded: "Loaded") -> str:
+    """`; throughput hint, queries at once: 2`; empty where it is built for the latency of one."""
+    return "" if options.hint == "latency" else f"; {options.hint} hint, queries at once: {loaded.requests}"
+
+
 def _check_choice(options: CompileOptions, target: TargetProfile) -> None:
     """Raise InputError where the target has no such runtime, or not in this precision, or not on this machine."""
+    wrong = hint_obstacle(options.runtime, options.hint, options.streams)
+    if wrong is not None:
+        raise InputError(wrong)
     choices = [(choice, reason) for choice, reason in usable_runtimes(target) if choice.name == options.runtime]
     if not choices:
         known = ", ".join(choice.name for choice in target.runtimes)
@@ -149,6 +175,8 @@ def _check_precision(options: CompileOptions, products: dict[str, int]) -> None:
     """Raise StageError where no product ran in the precision asked for, or some ran in int8 that nobody asked for."""
     ran = ", ".join(f"{count} in {precision}" for precision, count in sorted(products.items())) or "none"
     wanted = COMPUTES.get(options.precision, options.precision)
+    if options.runtime == NPU and not products:
+        return  # it does not tell
     if wanted not in products:
         raise StageError(
             f"asked {options.runtime} for {options.precision}, but its matrix products ran otherwise ({ran}); "

@@ -1,7 +1,8 @@
-"""Open loop: queries come when they come, whether or not the last one is answered; one after the other, none left out.
+"""Open loop: queries come when they come, whether or not the last one is answered; none left out.
 
 The time of a query that has to wait counts from when it was due, so one stall shows in all queries that came meanwhile
-(a closed loop would see one slow query: coordinated omission).
+(a closed loop would see one slow query: coordinated omission). Here they are answered one after the other; `at_once`
+has the same for several at once.
 """
 
 import time
@@ -27,14 +28,20 @@ def serve(
     ended: list[int] = []
     origin = clock_ns()
     for due in due_ns:
-        now = clock_ns() - origin
-        while now < due:
-            if due - now > SPIN_NS:
-                sleep((due - now - SPIN_NS) / 1e9)
-            now = clock_ns() - origin
+        now = wait_until(due, origin, clock_ns=clock_ns, sleep=sleep)
         if now > limit_ns:
             break
         started.append(now)
         query()
         ended.append(clock_ns() - origin)
     return {"started_ns": started, "ended_ns": ended}
+
+
+def wait_until(due_ns: int, origin_ns: int, *, clock_ns: Callable[[], int], sleep: Callable[[float], object]) -> int:
+    """Wait until a moment after the origin, if it is not past already; returns the time since the origin."""
+    now = clock_ns() - origin_ns
+    while now < due_ns:
+        if due_ns - now > SPIN_NS:
+            sleep((due_ns - now - SPIN_NS) / 1e9)
+        now = clock_ns() - origin_ns
+    return now

@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 
 from targets.agent import images as pictures
+from targets.agent.at_once import Pool, saturate, serve_at_once
 from targets.agent.open_loop import serve
 from targets.errors import InputError, WorkerError
 from targets.facts import probe, read_text
 from targets.measure.sampler import Sampler
 from targets.runtimes.catalog import get_runtime
 from targets.runtimes.engine import ENGINE_FILE, check_binding, engine_digest, read_engine, verify_files, write_engine
-from targets.runtimes.runtime import Feeds, Session, by_operator, zero_feeds
+from targets.runtimes.runtime import ConcurrentSession, Feeds, Session, by_operator, zero_feeds
 
 PROTOCOL = "vitrim.agent/1"
 STABLE_WITHIN = 0.05
 """warm-up ends when the medians of its last three windows agree within this share"""
+WARM_UP_ROUNDS = 3
+"""queries of each request of a pool before those that count: `warm_up` only asks the first"""
 
 
 class Service:
@@ -45,6 +48,7 @@ class Service:
             "measure": self.measure,
             "window": self.window,
             "serve": self.serve,
+            "saturate": self.saturate,
             "watch": self.watch,
             "watched": self.watched,
             "profile": self.profile,
@@ -106,7 +110,8 @@ class Service:
             check_binding(engine, software.binding(self._facts))
             verify_files(folder, engine)
             file, digest = folder / engine["load"], engine_digest(folder)
-            settings = {"threads": self._threads, "precision": engine["precision"], **given}
+            kept = engine.get("at_load", {})
+            settings = {"threads": self._threads, "precision": engine["precision"], **kept, **given}
             settings.update(optimized=True, batch=None)
         elif Path(path).is_file():
             software = get_runtime(runtime or "onnxruntime", self._runtimes)
@@ -129,6 +134,7 @@ class Service:
             "inputs": [one.to_json() for one in session.inputs],
             "outputs": [one.to_json() for one in session.outputs],
             "facts": session.facts(),
+            "requests": self._requests_at_once(),
             "engine_sha256": digest,
             "seconds": seconds,
         }
@@ -195,12 +201,37 @@ class Service:
         return self._window
 
     def serve(self, due_ns: list[int], limit_seconds: float) -> dict[str, list[int]]:
-        """Answer queries that come at given times, in nanoseconds since the first; see `open_loop`."""
+        """Answer queries that come at given times, in nanoseconds since the first; see `open_loop`.
+
+        At once as many as the session answers at once, which is one for most.
+        """
+        limit_ns = int(limit_seconds * 1e9)
+        pool = self._pool()
         gc.collect()
         gc.disable()
         try:
-            self._query()
-            return serve(due_ns, self._query, limit_ns=int(limit_seconds * 1e9))
+            if pool is None:
+                self._query()
+                return serve(due_ns, self._query, limit_ns=limit_ns)
+            saturate(pool, WARM_UP_ROUNDS * pool.requests)
+            return serve_at_once(due_ns, pool, limit_ns=limit_ns)
+        finally:
+            gc.enable()
+
+    def saturate(self, queries: int) -> int:
+        """Answer a block of queries, always as many at once as the session answers at once: nanoseconds for all."""
+        pool = self._pool()
+        gc.collect()
+        gc.disable()
+        try:
+            if pool is None:
+                self._query()
+                start = time.perf_counter_ns()
+                for _ in range(queries):
+                    self._query()
+                return time.perf_counter_ns() - start
+            saturate(pool, WARM_UP_ROUNDS * pool.requests)
+            return saturate(pool, queries)
         finally:
             gc.enable()
 
@@ -244,6 +275,17 @@ class Service:
         if self._session is not None:
             self._session.close()
         self._session, self._feeds = None, []
+
+    def _requests_at_once(self) -> int:
+        session = self._loaded()
+        return session.requests if isinstance(session, ConcurrentSession) else 1
+
+    def _pool(self) -> Pool | None:
+        """The session as a pool of requests; None where it answers one query after the other."""
+        session = self._loaded()
+        if not isinstance(session, ConcurrentSession) or session.requests == 1:
+            return None
+        return Pool(session, self._next_feeds)
 
     def _query(self) -> int:
         session, feeds = self._loaded(), self._next_feeds()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from targets.bundle.manifest import BundleManifest
+from targets.runtimes.intel.options import CPU, DEVICES
 from targets.runtimes.nvidia.options import PROVIDERS
 
 _ENGINE_FILES = {"onnxruntime_cuda": "model.onnx", "onnxruntime_tensorrt": "model_ctx.onnx"}
@@ -42,14 +43,14 @@ def model_card(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
 def _how_to_run(manifest: BundleManifest) -> list[str]:
     logits = manifest.output.kind == "logits"
     printed = "the classes of the image with probabilities" if logits else "the features of the image"
-    if manifest.runtime not in ("onnxruntime", "openvino"):
+    if manifest.runtime not in ("onnxruntime", *DEVICES):
         return _how_to_run_elsewhere(manifest, printed)
     return [
         "## How to run it",
         f"```sh\npip install numpy pillow {_requirement(manifest)}\npython run.py image.jpg\n```",
         f"It prints {printed}; `python run.py --help` lists its options. Neither torch nor vitrim is needed. It "
-        "first compares every file with `manifest.json`. On another kind of processor, or with another version of "
-        "the runtime (onnxruntime or openvino), it runs `model.onnx`, the same graph, and says so.",
+        "first compares every file with `manifest.json`. On another kind of processor or device, or with another "
+        "version of the runtime (onnxruntime or openvino), it runs `model.onnx`, the same graph, and says so.",
     ]
 
 
@@ -77,9 +78,10 @@ def _how_to_run_elsewhere(manifest: BundleManifest, printed: str) -> list[str]:
 
 def _requirement(manifest: BundleManifest) -> str:
     """What pip is asked for: the version that built the engine, or the range that the target needs."""
+    package = CPU if manifest.runtime in DEVICES else manifest.runtime
     if manifest.version[:1].isdigit():
-        return f"{manifest.runtime}=={manifest.version}"
-    return f"'{manifest.runtime}{manifest.version}'" if manifest.version else manifest.runtime
+        return f"{package}=={manifest.version}"
+    return f"'{package}{manifest.version}'" if manifest.version else package
 
 
 def _figures(card: Mapping[str, Any]) -> str:

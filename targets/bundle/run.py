@@ -33,6 +33,14 @@ INSTRUCTION_SETS = (
     *("asimdhp", "asimddp", "i8mm", "bf16", "sve"),
 )
 """those that decide which kernels a runtime takes, in the order in which engine.json names them"""
+OPENVINO = {"openvino": "CPU", "openvino_gpu": "GPU", "openvino_npu": "NPU"}
+"""runtime -> device"""
+OPENVINO_PRECISIONS = {
+    "openvino": {"bf16": "bf16"},
+    "openvino_gpu": {"fp16": "f16", "int8": "f16"},
+    "openvino_npu": {"fp16": "f16", "int8": "f16"},
+}
+"""runtime -> precision -> what OpenVINO is told; f32 where nothing stands"""
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: openvino takes its own stub
@@ -126,10 +134,10 @@ def open_model(folder: Path, manifest: dict[str, Any]) -> Model:
         engine = json.loads((folder / "engine" / "engine.json").read_text(encoding="utf-8"))
         try:
             _check_fit(engine)
-            return _LOADERS[runtime](folder / "engine" / engine["load"], output, engine)
+            return _LOADERS[_package(runtime)](folder / "engine" / engine["load"], output, engine)
         except Exception as error:  # a runtime may raise anything for an engine of another machine
             reason = f"the engine does not fit here ({' '.join(str(error).split())})"
-    for name in sorted(_LOADERS, key=lambda name: name != runtime):  # the engine's own runtime first
+    for name in sorted(_LOADERS, key=lambda name: name != _package(runtime)):  # the engine's own runtime first
         if importlib.util.find_spec(name) is None:
             continue
         try:
@@ -145,14 +153,19 @@ def open_model(folder: Path, manifest: dict[str, Any]) -> Model:
 def _check_fit(engine: dict[str, Any]) -> None:
     """Raise where the engine was built for another machine or runtime than this."""
     runtime = engine["runtime"]
-    if runtime not in _LOADERS:
+    package = _package(runtime)
+    if package not in _LOADERS:
         raise BundleError(f"run.py does not know the runtime {runtime!r}")
-    if importlib.util.find_spec(runtime) is None:
-        raise BundleError(f"{runtime} is not installed")
+    if importlib.util.find_spec(package) is None:
+        raise BundleError(f"{package} is not installed")
     here = _machine(runtime)
     for name, built in sorted(engine["bound_to"].items()):
         if here.get(name) != built:
             raise BundleError(f"it was built for {name} {built!r}, here is {here.get(name)!r}")
+
+
+def _package(runtime: str) -> str:
+    return "openvino" if runtime in OPENVINO else runtime
 
 
 def _machine(runtime: str) -> dict[str, str]:
@@ -166,11 +179,19 @@ def _machine(runtime: str) -> dict[str, str]:
                 break
     except OSError:
         pass  # not Linux
-    return {
+    package = importlib.import_module(_package(runtime))
+    found = {
         "architecture": {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine()),
         "instruction_sets": " ".join(name for name in INSTRUCTION_SETS if name in flags),
-        runtime: importlib.import_module(runtime).__version__.split("-")[0],
+        runtime: package.__version__.split("-")[0],
     }
+    if OPENVINO.get(runtime, "CPU") != "CPU":
+        device = OPENVINO[runtime]
+        core = package.Core()
+        if not any(name.partition(".")[0] == device for name in core.available_devices):
+            raise BundleError(f"openvino lists no {device} here, only {', '.join(core.available_devices)}")
+        found["device"] = str(core.get_property(device, "FULL_DEVICE_NAME"))
+    return found
 
 
 def _load_onnxruntime(path: Path, output: str, engine: dict[str, Any] | None) -> Model:
@@ -178,6 +199,7 @@ def _load_onnxruntime(path: Path, output: str, engine: dict[str, Any] | None) ->
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # int8 weights are weights only
     if engine is not None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized already
         options.intra_op_num_threads = engine["options"].get("threads") or 0
@@ -191,11 +213,20 @@ def _load_onnxruntime(path: Path, output: str, engine: dict[str, Any] | None) ->
 def _load_openvino(path: Path, output: str, engine: dict[str, Any] | None) -> Model:
     import openvino  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-    precision = "bf16" if engine is not None and engine["precision"] == "bf16" else "f32"
-    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    if engine is not None and engine["options"].get("threads"):
+    core = openvino.Core()
+    runtime = "openvino" if engine is None else engine["runtime"]
+    device, precision = OPENVINO[runtime], "fp32" if engine is None else engine["precision"]
+    hints: dict[str, Any] = {  # one image after the other: the latency hint, whatever the engine was measured with
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[runtime].get(precision, "f32"),
+    }
+    if device == "NPU" and "INFERENCE_PRECISION_HINT" not in core.get_property(device, "SUPPORTED_PROPERTIES"):
+        del hints["INFERENCE_PRECISION_HINT"]  # floats are f16 on an NPU in any case
+    if device == "CPU" and engine is not None and engine["options"].get("threads"):
         hints["INFERENCE_NUM_THREADS"] = engine["options"]["threads"]
-    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+    if device == "CPU" and "DYNAMIC_QUANTIZATION_GROUP_SIZE" in core.get_property(device, "SUPPORTED_PROPERTIES"):
+        hints["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # else, with int8 weights, activations are quantized too
+    compiled = core.compile_model(str(path), device, hints)
     entry = compiled.input(0)
     batch = None if entry.partial_shape[0].is_dynamic else entry.partial_shape[0].get_length()
     dtype = "float16" if entry.element_type == openvino.Type.f16 else "float32"

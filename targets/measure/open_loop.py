@@ -26,7 +26,7 @@ from targets.preprocess import Preprocess
 from targets.record import Record
 from targets.worker import Served, Worker
 
-METHOD = "open_loop/1"
+METHOD = "open_loop/2"
 SEED = 20261126
 LATE_NS = 1_000_000
 """a query that starts this long after it was due is late"""
@@ -54,6 +54,8 @@ class OpenLoop(Record):
     level: Level
     engine_sha256: str
     batch: int = Field(gt=0)
+    requests: int = Field(default=1, gt=0)
+    """queries that the engine answers at once"""
     arrivals: Arrivals
     rate_ips: float = Field(gt=0)
     """images per second that were to come"""
@@ -87,7 +89,7 @@ def open_loop(
     per_second = rate_ips / engine.batch
     queries = max(plan.queries, math.ceil(plan.seconds * per_second))
     before, started_at = read_conditions(), datetime.now(UTC)
-    runs, digest = [], ""
+    runs, digest, requests = [], "", 1
     for index in range(plan.processes):
         tell(f"process {index + 1} of {plan.processes}: {rate_ips:g} images/s", index / plan.processes)
         due = arrival_times(queries, per_second, arrivals=arrivals, seed=seed + index)
@@ -96,12 +98,13 @@ def open_loop(
             check_floor("engine", one.warm.query_ms, engine.floor_ms)
             worker.resume()
             served = worker.serve(due, limit_seconds=LIMIT * due[-1] / 1e9 + 1)
-            digest = one.loaded.engine_sha256
+            digest, requests = one.loaded.engine_sha256, one.loaded.requests
         runs.append(_run(served, stable=one.warm.stable))
     return OpenLoop(
         level=level,
         engine_sha256=digest,
         batch=engine.batch,
+        requests=requests,
         arrivals=arrivals,
         rate_ips=rate_ips,
         seed=seed,
@@ -133,17 +136,19 @@ def open_loop_figures(measured: OpenLoop) -> dict[str, Any]:
     """Plain figures by name; rates in images per second.
 
     p50 is the median of the medians of the runs, p90 and p99 are those of `tail_percentile`. holds_rate: the
-    engine is faster than queries come and left none unserved. queue: queries that wait, at ten moments from the first
+    engine is faster than queries come and left none unserved; several requests are taken to be as fast side by side as
+    they were in this run. queue: queries that wait, at ten moments from the first
     arrival to the last, most of all runs.
     """
     runs, samples = measured.runs, latencies_ms(measured)
     busy = sum(sum(run.ended_ns) - sum(run.started_ns) for run in runs)
-    capacity = len(samples) * measured.batch * 1e9 / busy
-    spans = [max(run.ended_ns[-1], run.due_ns[-1], 1) for run in runs]
+    capacity = measured.requests * len(samples) * measured.batch * 1e9 / busy
+    spans = [max(*run.ended_ns, run.due_ns[-1], 1) for run in runs]
     unserved = sum(run.unserved for run in runs)
     return {
         "rate_ips": measured.rate_ips,
         "arrivals": measured.arrivals,
+        "requests": measured.requests,
         "achieved_ips": len(samples) * measured.batch * 1e9 / sum(spans),
         "capacity_ips": capacity,
         "holds_rate": capacity > measured.rate_ips and not unserved,

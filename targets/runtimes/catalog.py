@@ -12,6 +12,8 @@ from targets.runtimes.runtime import Runtime
 CATALOG = {
     "onnxruntime": "targets.runtimes.onnxruntime_cpu",
     "openvino": "targets.runtimes.openvino_cpu",
+    "openvino_gpu": "targets.runtimes.openvino_gpu",
+    "openvino_npu": "targets.runtimes.openvino_npu",
     "tensorrt": "targets.runtimes.tensorrt_gpu",
     "tensorrt_rtx": "targets.runtimes.tensorrt_rtx_gpu",
     "onnxruntime_cuda": "targets.runtimes.onnxruntime_cuda",

@@ -4,9 +4,10 @@ Shapes: N images of one batch. A feed is what one query reads: {input name: arra
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,10 @@ class Session(Protocol):
         ...
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
-        """How many matrix products and convolutions ran in which precision, as the runtime itself tells it."""
+        """How many matrix products and convolutions ran in which precision, as the runtime itself tells it.
+
+        Empty where it does not tell.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -68,6 +72,25 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+@runtime_checkable
+class ConcurrentSession(Protocol):
+    """What a session has too that can answer several queries at once."""
+
+    requests: int
+    """how many it answers at once; 1: it is built for the latency of one query"""
+
+    def submit(self, feeds: Feeds, answered: Callable[[dict[str, Array]], None]) -> None:
+        """Start a query, waiting while `requests` of them run.
+
+        answered: called with arrays of its own, from any thread. The feeds must stay as they are until then.
+        """
+        ...
+
+    def wait(self) -> None:
+        """Wait until all queries are answered; raises what one of them raised."""
         ...
 
 
@@ -97,7 +120,8 @@ class Runtime(Protocol):
         """Build an engine from an ONNX file into an existing folder; returns its `files` (the first is loaded).
 
         Where the engine cannot be loaded on the machine that builds it, also `inputs` and `outputs` for engine.json;
-        `bound_to` where that is not this machine's `binding`; `built`: more facts, for engine.json.
+        `bound_to` where that is not this machine's `binding`; `built`: more facts, for engine.json; `at_load`: options
+        that hold at every load, unless others are given there.
         """
         ...
 

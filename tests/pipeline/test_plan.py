@@ -8,6 +8,7 @@ import yaml
 
 from pipeline.build import plan_recipe
 from pipeline.plan import AwayPlan, Plan, TargetPlan
+from pipeline.planner import PlannedStep
 from pipeline.recipe import load_recipe
 from pipeline.search.record import Decision
 from pipeline.search.replan import replan
@@ -327,3 +328,72 @@ def test_size_width_and_merging_that_a_search_chose_become_steps(planned: Planne
 def test_a_second_search_is_refused(planned: Planned) -> None:
     with pytest.raises(InputError, match="only one may have blocks: auto"):
         planned(text=SEARCHED.replace("  - distill", "  - prune\n  - distill"))
+
+
+def test_the_hint_of_a_target_s_runtime_reaches_the_engines_and_their_keys(planned: Planned, tmp_path: Path) -> None:
+    def engine(name: str, **more: object) -> PlannedStep:
+        choice = {"name": "openvino", "precisions": ["fp32", "int8"], **more}
+        [target] = planned(f"targets=[{own_target(tmp_path, name, runtimes=[choice])}]").targets
+        assert isinstance(target, TargetPlan)
+        return target.candidates[0].engine
+
+    plain, many, two = engine("one"), engine("many", hint="throughput"), engine("two", hint="throughput", streams=2)
+
+    assert (plain.options.hint, plain.options.streams) == ("latency", None)
+    assert (two.options.hint, two.options.streams) == ("throughput", 2)
+    assert len({plain.key, many.key, two.key}) == 3
+    assert engine("written", hint="latency").key == plain.key
+
+
+def test_devices_that_openvino_lacks_are_passed_over_with_the_reason(planned: Planned, tmp_path: Path) -> None:
+    from targets.runtimes.intel.devices import list_devices
+
+    if {"GPU", "NPU"} & {name.partition(".")[0] for name in list_devices().names}:
+        pytest.skip("this machine has such a device")
+    runtimes = [
+        {"name": "openvino", "precisions": ["fp32", "int8"]},
+        {"name": "openvino_gpu", "precisions": ["fp32", "fp16", "int8"]},
+        {"name": "openvino_npu", "precisions": ["fp16", "int8"]},
+    ]
+
+    target = planned(f"targets=[{own_target(tmp_path, 'mine', runtimes=runtimes)}]").targets[0]
+
+    assert [one.name for one in target.candidates] == ["openvino int8"]
+    passed = dict(target.passed_over)
+    assert passed["openvino_gpu"].startswith("openvino lists no GPU, only CPU: ")
+    assert passed["openvino_npu"].startswith("openvino lists no NPU, only CPU: ")
+
+
+@pytest.mark.usefixtures("arc_and_npu")
+def test_gpu_and_npu_are_candidates_of_their_own_with_the_precisions_they_have(
+    planned: Planned, tmp_path: Path
+) -> None:
+    runtimes = [
+        {"name": "openvino", "precisions": ["fp32", "int8"]},
+        {"name": "openvino_gpu", "precisions": ["fp32", "fp16", "int8"]},
+        {"name": "openvino_npu", "precisions": ["fp16", "int8"]},
+    ]
+    target = own_target(tmp_path, "mine", runtimes=runtimes)
+
+    def names(text: str) -> list[str]:
+        return [one.name for one in planned(f"targets=[{target}]", text=text).targets[0].candidates]
+
+    assert names(RECIPE.replace("  - quantize\n", "")) == [
+        *("openvino fp32", "openvino_gpu fp32", "openvino_gpu fp16", "openvino_npu fp16"),
+    ]
+    assert names(RECIPE) == ["openvino int8", "openvino_gpu int8", "openvino_npu int8"]
+    assert set(names(LADDER)) == {
+        *("openvino fp32", "openvino int8", "openvino_gpu fp32", "openvino_gpu fp16", "openvino_gpu int8"),
+        *("openvino_npu fp16", "openvino_npu int8"),
+    }
+
+
+@pytest.fixture
+def arc_and_npu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which OpenVINO lists a GPU and an NPU; planning asks for no more."""
+    import functools
+
+    from targets import profile
+
+    here = functools.partial(profile.usable_runtimes, device=lambda runtime: None)
+    monkeypatch.setattr(profile, "usable_runtimes", here)

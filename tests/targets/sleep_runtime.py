@@ -1,12 +1,15 @@
 """A runtime that sleeps instead of computing, so that what is measured is known; it can also fail on purpose.
 
 Its engine is one JSON file: milliseconds per query, stall_every n queries for stall_milliseconds, and `fail`:
-noise (prints to standard output), complain (to standard error), raise, exit, exit silently, hang.
+noise (prints to standard output), complain (to standard error), raise, exit, exit silently, hang. With `requests` it
+sleeps for that many queries at once.
 """
 
 import json
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,8 @@ def build(model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path: Path, options: dict[str, Any]) -> "SleepSession":
-    return SleepSession(json.loads(path.read_text()))
+    plan = json.loads(path.read_text())
+    return SleepingPool(plan) if "requests" in plan else SleepSession(plan)
 
 
 class SleepSession:
@@ -88,3 +92,24 @@ class SleepSession:
 
     def close(self) -> None:
         pass
+
+
+class SleepingPool(SleepSession):
+    """Sleeps for several queries at once, each in a thread."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        super().__init__(plan)
+        self.requests: int = plan["requests"]
+        self.most = 0
+        """queries that slept at once"""
+        self._asleep: list[threading.Thread] = []
+
+    def submit(self, feeds: Feeds, answered: Callable[[dict[str, Array]], None]) -> None:
+        thread = threading.Thread(target=lambda: answered(self.run(feeds)))
+        self._asleep = [one for one in self._asleep if one.is_alive()] + [thread]
+        thread.start()
+        self.most = max(self.most, sum(one.is_alive() for one in self._asleep))
+
+    def wait(self) -> None:
+        for one in self._asleep:
+            one.join()

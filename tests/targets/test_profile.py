@@ -144,3 +144,50 @@ def test_only_the_precisions_that_the_processor_lacks_are_left_out(monkeypatch: 
     assert usable == (choice.replace(precisions=("fp32",)), None)
     assert lacking[0].precisions == ("bf16",)
     assert lacking[1] == "bf16 needs avx512_bf16 or amx_bf16 or bf16, this processor has none of them"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told"),
+    [
+        ({"name": "onnxruntime", "hint": "throughput"}, "runtimes[0].hint: option 'hint' is one of openvino, "),
+        ({"name": "openvino", "streams": 2}, "runtimes[0].streams: option 'streams' goes with hint 'throughput'"),
+        ({"name": "openvino", "hint": "fast"}, "runtimes[0].hint: must be 'latency' or 'throughput', got 'fast'"),
+        (
+            {"name": "openvino_npu", "precisions": ["fp32"]},
+            "runtimes[0].precisions[0]: openvino_npu does not run 'fp32'; it runs fp16, int8",
+        ),
+    ],
+)
+def test_a_hint_or_precision_that_a_runtime_does_not_take_is_told_at_its_place(
+    tmp_path: Path, runtime: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_profile(own(tmp_path, runtimes=[runtime]))
+
+    assert told in str(caught.value)
+
+
+def test_a_hint_with_streams_is_a_choice_of_the_target(tmp_path: Path) -> None:
+    choice = {"name": "openvino", "precisions": ["fp32"], "hint": "throughput", "streams": 2}
+
+    [found] = load_profile(own(tmp_path, runtimes=[choice])).runtimes
+
+    assert (found.hint, found.streams) == ("throughput", 2)
+
+
+def test_a_device_that_is_missing_is_the_reason_and_one_that_is_there_needs_nothing_of_the_processor() -> None:
+    target = profile(
+        runtimes=(
+            RuntimeChoice(name="openvino_gpu", precisions=("fp32", "fp16")),
+            RuntimeChoice(name="openvino_npu", precisions=("fp16",)),
+        )
+    )
+
+    found = usable_runtimes(
+        target, installed=lambda name: "2026.4", device=lambda name: "no NPU" if name == "openvino_npu" else None
+    )
+
+    assert [(choice.name, choice.precisions, reason) for choice, reason in found] == [
+        ("openvino_gpu", ("fp32", "fp16"), None),
+        ("openvino_npu", ("fp16",), "no NPU"),
+    ]

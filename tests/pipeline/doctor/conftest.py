@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.doctor import Finding, Sources, examine
 from targets.nvidia import GpuNow, Reading
+from targets.runtimes.intel.devices import Listed, Missing
 
 FACTS: dict[str, Any] = {
     "architecture": "x86_64",
@@ -27,7 +28,12 @@ CONDITIONS: dict[str, Any] = {
     "governors": {"performance": 8},
     "throttle_count": 0,
 }
-VERSIONS = {"onnxruntime": "1.32.0", "openvino": "2026.4.1", "tensorrt": "10.16.1", "tensorrt_rtx": "1.7.1"}
+VERSIONS = {
+    "onnxruntime": "1.32.0",
+    **dict.fromkeys(("openvino", "openvino_gpu", "openvino_npu"), "2026.4.1"),
+    "tensorrt": "10.16.1",
+    "tensorrt_rtx": "1.7.1",
+}
 L4 = GpuNow(
     name="NVIDIA L4",
     compute_capability="8.9",
@@ -65,6 +71,8 @@ def machine(tmp_path: Path) -> Machine:
             "package": lambda name: None if name in ("onnxruntime-gpu", "onnxruntime-openvino") else "1.0",
             "runtime": VERSIONS.get,
             "providers": lambda: {"CPUExecutionProvider": None},
+            "openvino": lambda: Listed({"CPU": "Some Xeon"}),
+            "no_device": lambda device: Missing(f"no {device} here", "buy one"),
             "free": lambda folder: 100 * 2**30,
             "run": lambda words: None,
             "wait": lambda seconds: None,

@@ -10,6 +10,7 @@ import pytest
 from pipeline.doctor import Finding, Sources
 from targets.jetson import Jetson
 from targets.nvidia import Reading
+from targets.runtimes.intel.devices import Listed, Missing
 
 Machine = Callable[..., Sources]
 Look = Callable[..., dict[str, Finding]]
@@ -132,6 +133,41 @@ def test_a_provider_that_is_listed_and_broken_is_named(machine: Machine, look: L
 
     assert finding.state == state
     assert finding.found == "listed, but cannot be used: libcudnn.so.9: cannot open"
+
+
+def test_the_devices_of_openvino_are_listed_by_name(machine: Machine, look: Look) -> None:
+    found = look("cpu", machine(openvino=lambda: Listed({"CPU": "Some Core", "GPU": "Some Arc"})))
+
+    assert found["OpenVINO devices"].found == "CPU (Some Core), GPU (Some Arc)"
+    assert found["OpenVINO devices"].state == "ok"
+    assert "OpenVINO NPU" not in found, "nobody asked for one, and the kernel shows none"
+
+
+def test_a_device_that_the_target_names_and_openvino_lacks_has_reason_and_remedy(machine: Machine, look: Look) -> None:
+    here = machine(facts={"instruction_sets": ["avx2", "avx_vnni"]}, openvino=lambda: Listed({"CPU": "a", "NPU": "b"}))
+    found = look("core-ultra", here)
+
+    assert found["core-ultra: openvino_gpu"].found == "openvino lists no GPU, only CPU, NPU: no GPU here"
+    assert found["core-ultra: openvino_gpu"].remedy == "buy one"
+    assert found["core-ultra: openvino_gpu"].state == "warning", "the cores can stand in"
+    assert found["core-ultra: openvino_npu"].state == "ok"
+    assert to_fix(found) == set()
+
+
+def test_a_device_that_the_kernel_shows_and_openvino_does_not_find_is_told(machine: Machine, look: Look) -> None:
+    hidden = Missing("this user may not read and write /dev/accel/accel0", "join the group", seen=True)
+    finding = look("cpu", machine(no_device=lambda device: hidden))["OpenVINO NPU"]
+
+    assert finding.state == "warning"
+    assert finding.found.endswith("only CPU: this user may not read and write /dev/accel/accel0")
+    assert finding.remedy == "join the group"
+
+
+def test_an_openvino_that_breaks_stands_in_the_way_of_targets_that_name_it(machine: Machine, look: Look) -> None:
+    broken = machine(openvino=lambda: Listed(why_not="the process was ended by signal 11"))
+
+    assert look("cpu", broken)["OpenVINO devices"].state == "fix"
+    assert look("l4", broken)["OpenVINO devices"].state == "warning"
 
 
 # NVIDIA.

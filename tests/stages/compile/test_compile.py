@@ -250,3 +250,26 @@ def test_the_stage_needs_a_target(graphs: Any, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not target_bound"):
         STAGE.run(CompileOptions(runtime="onnxruntime"), context)
     assert STAGE.target_bound
+
+
+def test_the_throughput_hint_is_in_force_and_in_the_summary(graphs: Any, run_compile: Run, tmp_path: Path) -> None:
+    result, _ = run_compile(
+        graphs.fp32, tmp_path / "engine", runtime="openvino", threads=1, hint="throughput", streams=1
+    )
+
+    told = json.loads((tmp_path / "engine" / "engine.json").read_text())
+    assert told["at_load"] == {"hint": "throughput", "streams": 1}
+    assert (result.facts["hint"], result.facts["requests"]) == ("throughput", 1)
+    assert result.facts["in_force"]["performance_hint"] == "THROUGHPUT"
+    assert result.facts["summary"].endswith("; throughput hint, queries at once: 1")
+    spread = np.abs(answers(graphs.fp32 / "model.onnx", graphs, runtime="onnxruntime")).max()
+    np.testing.assert_allclose(
+        answers(tmp_path / "engine", graphs),
+        answers(graphs.fp32 / "model.onnx", graphs, runtime="onnxruntime"),
+        atol=1e-5 * spread,
+    )
+
+
+def test_a_hint_for_a_runtime_without_hints_is_refused(graphs: Any, run_compile: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"option 'hint' is one of openvino, .* not of 'onnxruntime'; leave it out"):
+        run_compile(graphs.fp32, tmp_path, runtime="onnxruntime", hint="throughput")
