@@ -31,6 +31,8 @@ EXTERNAL_ABOVE_BYTES = 2**30
 
 PROVIDER = "CPUExecutionProvider"
 PRECISIONS = ("fp32", "int8", "int8_dynamic", "int8_weights", "fp8", "fp16")
+EMULATED = ("bf16",)
+"""precisions of graphs that this provider has no kernels for: never built; loaded as fp32 graphs that round alike"""
 SLOW_FOR_INT8 = ["MatMulAddFusion"]
 """With a fixed batch this fusion makes a Gemm of every biased MatMul before its Q/DQ is seen, and such a Gemm
 runs in fp32 with its weights dequantised at every query: 2.5 times slower on ViT-Tiny (onnxruntime 1.31)."""
@@ -91,15 +93,18 @@ def build(model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def load(path: Path, options: dict[str, Any]) -> "OnnxRuntimeSession":
     """Load an engine's graph as it is, or optimise a plain .onnx file now."""
-    check_precision(name, options.get("precision", "fp32"), PRECISIONS)
-    return OnnxRuntimeSession(path, options)
+    precision = options.get("precision", "fp32")
+    check_precision(name, precision, (*PRECISIONS, *EMULATED))
+    return OnnxRuntimeSession(path, options, emulated=precision in EMULATED)
 
 
 class OnnxRuntimeSession:
     """One graph on the CPU, sequential, with a fixed number of threads."""
 
-    def __init__(self, path: Path, options: dict[str, Any]) -> None:
-        self._path, self._options = path, options
+    def __init__(self, path: Path, options: dict[str, Any], *, emulated: bool = False) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vitrim-emulated-") if emulated else None
+        self._path = path if self._folder is None else _emulated(path, Path(self._folder.name))
+        self._options = options
         self._session = self._start(self._settings())
         self.inputs = tuple(_tensor(one) for one in self._session.get_inputs())
         self.outputs = tuple(_tensor(one) for one in self._session.get_outputs())
@@ -152,11 +157,14 @@ class OnnxRuntimeSession:
             "execution_mode": settings.execution_mode.name,
             "optimization": settings.graph_optimization_level.name,
             "spinning": settings.get_session_config_entry(_SPINNING),
+            **({"emulated": self._options["precision"]} if self._folder is not None else {}),
         }
 
     def close(self) -> None:
         """Give the memory back."""
         del self._session
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _settings(self) -> Any:
         settings = _settings(self._options)
@@ -230,6 +238,15 @@ def _settings(options: dict[str, Any]) -> Any:
         3  # else saving warns that the engine is bound to this machine, which engine.json says
     )
     return settings
+
+
+def _emulated(path: Path, folder: Path) -> Path:
+    """A copy of a bf16 graph in fp32 that rounds its tensors as the graph does."""
+    try:
+        from targets.runtimes.widen import write_widened
+    except ImportError as error:
+        raise InputError(f"onnxruntime runs no bf16 on CPUs, and to emulate it vitrim needs onnx: {error}") from error
+    return write_widened(path, folder / MODEL)
 
 
 def _open(path: Path, settings: Any, options: dict[str, Any]) -> Any:
