@@ -16,7 +16,7 @@ INLINE_LIMIT = 1_900_000_000
 
 
 def widen(model: onnx.ModelProto, kind: int) -> None:
-    """Turn what has this type to fp32 in place: weights keep their values, other tensors are rounded where they are made.
+    """Turn what has this type to fp32 in place: weights keep their values, other tensors are rounded where made.
 
     kind: TensorProto.FLOAT16 or BFLOAT16. Names of nodes and tensors stay.
     """
