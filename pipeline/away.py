@@ -51,8 +51,9 @@ class AwayBuild(TargetWork):
         subject = self._subject(winner, before)
         key = self._validation_key(winner)
         kept = self.kept("validation", key, Validation)
+        held = str(getattr(winner.graph.options, "precision", "fp32"))
         validation = self.check(
-            "validate graph", lambda tell: kept or self._validate(subject, key, tell), cached=kept is not None
+            "validate graph", lambda tell: kept or self._validate(subject, held, key, tell), cached=kept is not None
         )
         graph = self._graph(winner.graph)
         engine = self.runner.bring(winner.engine) if winner.engine else None
@@ -132,9 +133,11 @@ class AwayBuild(TargetWork):
             command_bundle=lambda role, folder: self._command_bundle(role, folder, winner),
         )
 
-    def _validate(self, subject: Subject, key: str, tell: Tell) -> Validation:
+    def _validate(self, subject: Subject, held: str, key: str, tell: Tell) -> Validation:
         evaluate = self.plan.images.get(Role.EVALUATE)
-        made = validate_graph(subject, select=self.select(), evaluate=evaluate, pixels=self.pixels, tell=tell)
+        made = validate_graph(
+            subject, held=held, select=self.select(), evaluate=evaluate, pixels=self.pixels, tell=tell
+        )
         self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
         return made
 

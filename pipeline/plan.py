@@ -198,12 +198,13 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
         else:
             usable.append(choice)
     needs = _needs(usable, facts)
+    asked = _asked(planner, usable, facts)
     graphs = {
-        precision: (
-            planner.continue_with(source, needs=needs, precision=precision),
-            planner.continue_with(source, only=Format.ONNX, needs=needs, precision=precision),
+        held: (
+            planner.continue_with(source, needs=needs, precision=held),
+            planner.continue_with(source, only=Format.ONNX, needs=needs, precision=held),
         )
-        for precision in _rungs(planner, usable, passed_over)
+        for held in dict.fromkeys(_held(*one) for one in asked)
     }
 
     def compile_step(after: PlannedStep, choice: RuntimeChoice, precision: str, batch: int, what: str) -> PlannedStep:
@@ -222,19 +223,18 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
         return tuple(
             Candidate(
                 runtime=choice.name,
-                precision=hint,
+                precision=precision,
                 batch=batch,
-                engine=compile_step(graph, choice, hint, batch, "engine"),
-                unpruned=compile_step(unpruned, choice, hint, batch, "unpruned"),
+                engine=compile_step(graph, choice, precision, batch, "engine"),
+                unpruned=compile_step(unpruned, choice, precision, batch, "unpruned"),
             )
-            for choice in usable
-            for precision, (graph, unpruned) in graphs.items()
-            for hint in _precisions(precision, choice, facts, hints=not planner.leaves_precision_open)
+            for choice, precision in asked
+            for graph, unpruned in [graphs[_held(choice, precision)]]
         )
 
     if not candidates(profile.batch):
-        wanted = " or ".join(graphs)
-        why = "; ".join(f"{name}: {reason}" for name, reason in passed_over) or f"none of its runtimes runs {wanted}"
+        why = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+        why = why or f"none of its runtimes runs {planner.precision}"
         raise InputError(f"target {profile.name!r} cannot be built here: {why}; `vitrim doctor` says what to install")
     first = next((choice for choice in usable if "fp32" in choice.precisions), None)
     if first is None:
@@ -274,9 +274,10 @@ def _plan_away(
         else:
             passed_over.append((choice.name, NOT_WANTED))
     needs = _needs(choices, profile.board.model_dump())
+    asked = _asked(planner, choices, None)
     graphs = {
-        precision: planner.continue_with(source, needs=needs, precision=precision)
-        for precision in _rungs(planner, choices, passed_over)
+        held: planner.continue_with(source, needs=needs, precision=held)
+        for held in dict.fromkeys(_held(*one) for one in asked)
     }
     if any(graph.searched for graph in graphs.values()):
         raise InputError(
@@ -284,26 +285,23 @@ def _plan_away(
             "measurement; write the shapes into the recipe, e.g. those of the report of a target at hand"
         )
     candidates = []
-    for choice in choices:
+    for choice, precision in asked:
         built, left = left_to_do(profile, choice)
-        for precision, graph in graphs.items():
-            if not _runs(choice, precision):
-                continue
-            engine = _ahead(planner, profile, choice.name, precision, graph) if built else None
-            candidates.append(
-                Prepared(
-                    runtime=choice.name,
-                    precision=precision,
-                    batch=profile.batch,
-                    graph=graph,
-                    engine=engine,
-                    left=left,
-                )
+        graph = graphs[_held(choice, precision)]
+        candidates.append(
+            Prepared(
+                runtime=choice.name,
+                precision=precision,
+                batch=profile.batch,
+                graph=graph,
+                engine=_ahead(planner, profile, choice.name, precision, graph) if built else None,
+                left=left,
             )
+        )
     lacking = {choice.name for choice in choices} - {one.runtime for one in candidates}
     for choice in choices:
         if choice.name in lacking:
-            does = f"it does not run {' or '.join(graphs)} there; it runs {', '.join(choice.precisions)}"
+            does = f"it does not run {planner.precision} there; it runs {', '.join(choice.precisions)}"
             passed_over.append((choice.name, does))
     if not candidates:
         why = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
@@ -347,35 +345,28 @@ def _needs(choices: Iterable[RuntimeChoice], processor: Mapping[str, Any]) -> di
     return {"half_range": True} if saturates else {}
 
 
-def _rungs(planner: Planner, choices: Iterable[RuntimeChoice], passed_over: list[tuple[str, str]]) -> tuple[str, ...]:
-    """Precisions of the graphs to make: the recipe's one, or for `auto` every one that a runtime of the target runs."""
-    if not planner.leaves_precision_open:
-        return (planner.precision,)
-    choices = list(choices)
-    passed_over += [
-        (choice.name, "bf16: vitrim makes no bf16 graphs yet")
+def _asked(
+    planner: Planner, choices: Iterable[RuntimeChoice], facts: Mapping[str, Any] | None
+) -> list[tuple[RuntimeChoice, str]]:
+    """Runtimes with the precisions to try: the recipe's one, or for `auto` every one that the target has.
+
+    facts: of the CPU that runs what is built; what a runtime makes of an fp32 graph when told to is tried, too, bf16
+    where that CPU computes in it. None: the target is not at hand.
+    """
+    if planner.leaves_precision_open:
+        return [(choice, precision) for choice in choices for precision in choice.precisions]
+    wide = facts and {"avx512_bf16", "amx_bf16"} & set(facts["instruction_sets"])
+    hints = [one for one in ("bf16", "fp16") if planner.precision == "fp32" and facts and (one != "bf16" or wide)]
+    return [
+        (choice, precision)
         for choice in choices
-        if "bf16" in choice.precisions and not _runs(choice, "bf16")
+        for precision in (planner.precision, *hints)
+        if precision in choice.precisions and (precision not in hints or _held(choice, precision) == "fp32")
     ]
-    return tuple(
-        dict.fromkeys(precision for choice in choices for precision in choice.precisions if _runs(choice, precision))
-    )
 
 
-def _runs(choice: RuntimeChoice, precision: str) -> bool:
-    """Whether a runtime runs a graph of this precision; bf16 is a hint for an fp32 graph, which no TensorRT takes."""
-    from targets.runtimes.nvidia.capability import LEGAL
-
-    return precision in choice.precisions and not (precision == "bf16" and choice.name in LEGAL)
-
-
-def _precisions(graph: str, choice: RuntimeChoice, facts: Mapping[str, Any], *, hints: bool) -> tuple[str, ...]:
-    """Precisions to try for a graph on a runtime: its own, and with hints what OpenVINO makes of an fp32 graph."""
+def _held(choice: RuntimeChoice, precision: str) -> str:
+    """What the graph holds for a runtime to run in a precision: to OpenVINO some are a hint for an fp32 graph."""
     from targets.runtimes.intel.options import BY_HINT
 
-    wide = {"avx512_bf16", "amx_bf16"} & set(facts["instruction_sets"])
-    own = (graph,) if _runs(choice, graph) else ()
-    if graph != "fp32" or not hints:
-        return own
-    told = (one for one in BY_HINT.get(choice.name, ()) if one in choice.precisions and (one != "bf16" or wide))
-    return (*own, *told)
+    return "fp32" if precision in BY_HINT.get(choice.name, ()) else precision

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from stages.data.images import ImageSet
 
-FLOAT = ("fp32", "bf16")
-"""precisions of the graph as it is exported: bf16 is a hint to a runtime"""
 SOURCE_STAGES = ("source", "source_onnx", "finetune")
 """stages before the model that everything is compared with"""
 
@@ -126,8 +124,8 @@ class Planner:
         """Apply the recipe's steps to a model.
 
         only: keeps those that consume this format, and the export. needs: options of an int8 quantize step that the
-        target demands, whatever the recipe says. precision: what a quantize step with precision `auto` becomes; fp32
-        and bf16 leave it out, as None does.
+        target demands, whatever the recipe says. precision: what the graph holds; a quantize step with precision `auto`
+        becomes that, fp32 leaves every one out, None one with `auto`.
         """
         last = start
         for step in self.recipe.steps:
@@ -137,8 +135,10 @@ class Planner:
             if only and stage.consumes != only and step.stage != "export":
                 continue
             options, title = step.options, step.title
+            if precision == "fp32" and step.stage == "quantize":
+                continue
             if leaves_precision_open(step.stage, options):
-                if precision in (None, *FLOAT):
+                if precision is None:
                     continue
                 options, title = options.of(precision), f"quantize {precision}"  # type: ignore[attr-defined]
             if needs and step.stage == "quantize" and getattr(options, "precision", None) == "int8":

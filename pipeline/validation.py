@@ -131,13 +131,17 @@ def validate(subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, p
 
 
 def validate_graph(
-    subject: Subject, *, select: ImageSet, evaluate: ImageSet | None, pixels: Path, tell: Tell
+    subject: Subject, *, held: str, select: ImageSet, evaluate: ImageSet | None, pixels: Path, tell: Tell
 ) -> Validation:
-    """Look at a graph whose engine cannot run here: parity and accuracy by ONNX Runtime, no latency."""
+    """Look at a graph whose engine cannot run here: parity and accuracy by ONNX Runtime, no latency.
+
+    held: precision of what the graph holds.
+    """
     from targets.facts import installed_version
 
     started = time.monotonic()
-    proxy = f"the same graph in onnxruntime {installed_version('onnxruntime')}, on this machine's processor"
+    how = ", which emulates bf16 in fp32" if held == "bf16" else ""
+    proxy = f"the same graph in onnxruntime {installed_version('onnxruntime')}, on this machine's processor{how}"
     tell("parity", None)
     parity = check_parity(subject, Readings.of(subject, select, pixels).engine, tell=tell)
     tell("accuracy", None)

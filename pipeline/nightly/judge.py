@@ -86,7 +86,7 @@ def judge(
         elif can_rerun:
             found = found.replace(kind="suspicious", rerun_wanted=True)
     noise = Window(past.values[-policy.window :]).noise
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if noise > policy.noisy:
         warnings = (
             f"this board varies by {noise:.1%} from night to night: changes below {4 * noise:.0%} stay unseen; "

@@ -21,8 +21,6 @@ from targets.preprocess import Preprocess, normalise
 from targets.record import Record
 
 INPUT = "images"
-INLINE_LIMIT = 1_900_000_000
-"""bytes of weights that stay inside a graph's file: protobuf ends at 2^31 - 1"""
 
 
 class Job(Record):
@@ -147,16 +145,16 @@ def quantize_linears(job: Job) -> None:
 
 
 def make_half(job: Job) -> None:
-    """Convert to fp16, or emulate it in fp32."""
+    """Convert to fp16 or bf16, or emulate it in fp32."""
     import onnx
 
-    from stages.quantize.half import convert, emulate
+    from stages.quantize.half import HALVES, convert, emulate
 
-    model = onnx.load(job.model)
+    model, half = onnx.load(job.model), HALVES[job.settings["precision"]]
     if job.settings["emulate"]:
-        emulate(model, set(job.keep_float))
+        emulate(model, set(job.keep_float), half)
     else:
-        convert(model, set(job.keep_float), keep_io=job.settings["keep_io"])
+        convert(model, set(job.keep_float), half, keep_io=job.settings["keep_io"])
     _strip(model)
     save(model, job.output)
 
@@ -164,6 +162,8 @@ def make_half(job: Job) -> None:
 def save(model: Any, path: Path) -> None:
     """Write a graph, complete or not at all; weights beside it where one file cannot hold them."""
     import onnx
+
+    from targets.runtimes.widen import INLINE_LIMIT
 
     unfinished = path.with_suffix(".part")
     if sum(len(one.raw_data) for one in model.graph.initializer) > INLINE_LIMIT:

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from targets.errors import InputError
+from targets.runtimes.widen import tensor_types
 
 MERGE = "blocks.*.merge/*"
 """names of the nodes of `stages.vit.merging`"""
@@ -115,20 +116,9 @@ def count_products(graph: onnx.GraphProto, precision: str) -> tuple[int, int]:
         return sum(node.op_type in INTEGER for node in products), len(products)
     if precision == "int8_weights":
         return sum(_is_int8(node.input[1], made_by) for node in products), len(products)
-    halves = {one.name for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT16} | {
-        node.output[0]
-        for node in graph.node
-        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT16
-    }
-    # An fp16 graph's types are those of what comes in; a product of two tensors has the type of either's maker.
-    types = {
-        one.name: one.type.tensor_type.elem_type
-        for one in onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)).graph.value_info
-    }
-    half = sum(
-        any(name in halves or types.get(name) == onnx.TensorProto.FLOAT16 for name in node.input) for node in products
-    )
-    return half, len(products)
+    kind = onnx.TensorProto.BFLOAT16 if precision == "bf16" else onnx.TensorProto.FLOAT16
+    types = tensor_types(onnx.helper.make_model(graph))
+    return sum(types.get(node.input[0]) == kind for node in products), len(products)
 
 
 def count_quantized(graph: onnx.GraphProto) -> tuple[int, int]:

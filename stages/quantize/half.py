@@ -1,4 +1,4 @@
-"""An fp16 graph in which what would overflow stays fp32, and its emulation in fp32.
+"""A graph of 16 bits, fp16 or bf16, in which some nodes stay fp32, and its emulation in fp32.
 
 Converters that ship with runtimes round the output of a node kept in fp32 back to fp16 at once, so that a value too
 large for fp16 is lost between two nodes that were kept because of it. Here a tensor between two such nodes stays fp32.
@@ -9,15 +9,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from targets.runtimes.widen import tensor_types, widen
 
 LARGEST = 65504.0
 """largest finite float16"""
-SINGLE, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+SINGLE = TensorProto.FLOAT
 TYPED = ("Cast", "Constant", "ConstantOfShape", "Range", "EyeLike", "RandomNormal", "Resize")
 """operators whose output's type is written in them, or that need fp32: what they make is cast by whoever reads it"""
+
+
+@dataclass(frozen=True)
+class Half:
+    """A floating-point type of 16 bits."""
+
+    name: str
+    tensor: int
+    """ONNX's number"""
+    dtype: "np.dtype[Any]"
+
+    @property
+    def of_tensors(self) -> str:
+        """ONNX's name of a tensor of it."""
+        return f"tensor({self.dtype.name})"
+
+    def rounded(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """To the nearest, ties to even."""
+        return values.astype(self.dtype)
+
+
+HALVES = {
+    "fp16": Half("fp16", TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bf16": Half("bf16", TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
 
 
 @dataclass(frozen=True)
@@ -48,10 +77,39 @@ def nodes_at_risk(model: onnx.ModelProto, ranges: Mapping[str, Any], *, share: f
     return found
 
 
-def convert(model: onnx.ModelProto, keep: set[str], *, keep_io: bool = False) -> None:
-    """Turn a graph to fp16 in place, but for the nodes named; keep_io: its inputs and outputs too."""
+def nodes_without(model: onnx.ModelProto, half: Half) -> list[str]:
+    """Nodes whose operator ONNX does not have in this type in the graph's opset, or does not know at all."""
+    types = tensor_types(model)
+    opsets = {one.domain or "": one.version for one in model.opset_import}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type not in TYPED and not _is_defined(node, half, types, opsets.get(node.domain, 1))
+    ]
+
+
+def _is_defined(node: onnx.NodeProto, half: Half, types: Mapping[str, int], opset: int) -> bool:
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        return False
+    allowed = {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints}
+    for names, formal in ((node.input, schema.inputs), (node.output, schema.outputs)):
+        for index, name in enumerate(names):
+            kind = formal[min(index, len(formal) - 1)].type_str  # the last may stand for any number
+            if types.get(name) == SINGLE and half.of_tensors not in allowed.get(kind, (kind,)):
+                return False
+    return True
+
+
+def convert(model: onnx.ModelProto, keep: set[str], half: Half, *, keep_io: bool = False) -> None:
+    """Turn a graph to this type in place, but for the nodes named and those that ONNX does not have in it.
+
+    keep_io: its inputs and outputs too.
+    """
+    keep = {*keep, *nodes_without(model, half)}
     graph = model.graph
-    types = _types(model)
+    types = tensor_types(model)
     weights = {one.name: one for one in graph.initializer if one.data_type == SINGLE}
     is_half = dict.fromkeys(types, False)
     answers = {one.name for one in graph.output}
@@ -61,14 +119,14 @@ def convert(model: onnx.ModelProto, keep: set[str], *, keep_io: bool = False) ->
 
     def as_type(name: str, wanted: int) -> str:
         """The tensor in this type: itself, a weight's copy, or behind a Cast."""
-        if types.get(name) != SINGLE or is_half[name] == (wanted == HALF):
+        if types.get(name) != SINGLE or is_half[name] == (wanted == half.tensor):
             used.add(name)
             return name
         if (name, wanted) not in casts:
-            casts[name, wanted] = new = f"{name}/{'fp16' if wanted == HALF else 'fp32'}"
+            casts[name, wanted] = new = f"{name}/{half.name if wanted == half.tensor else 'fp32'}"
             if name in weights:
-                value = numpy_helper.to_array(weights[name]).astype(np.float16)
-                graph.initializer.append(numpy_helper.from_array(value, new))
+                value = half.rounded(numpy_helper.to_array(weights[name]))
+                graph.initializer.append(helper.make_tensor(new, half.tensor, value.shape, value.tobytes(), raw=True))
             else:
                 nodes.append(helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=wanted))
         used.add(name)
@@ -76,29 +134,28 @@ def convert(model: onnx.ModelProto, keep: set[str], *, keep_io: bool = False) ->
 
     for one in graph.input:
         if keep_io and one.type.tensor_type.elem_type == SINGLE:
-            one.type.tensor_type.elem_type = HALF
+            one.type.tensor_type.elem_type = half.tensor
             is_half[one.name] = True
     for node in list(graph.node):
-        half = node.name not in keep and node.op_type not in TYPED
+        narrow = node.name not in keep and node.op_type not in TYPED
         if node.op_type not in TYPED:
-            node.input[:] = [as_type(name, HALF if half else SINGLE) for name in node.input]
+            node.input[:] = [as_type(name, half.tensor if narrow else SINGLE) for name in node.input]
         used.update(node.input)
         behind = []
         for index, name in enumerate(node.output):
             if types.get(name) != SINGLE:
                 continue
-            is_half[name] = half
-            if name in answers and half != keep_io:  # the answer keeps its name, what goes on inside gets another
+            is_half[name] = narrow
+            if name in answers and narrow != keep_io:  # the answer keeps its name, what goes on inside gets another
                 inner = f"{name}/inner"
                 node.output[index] = inner
-                behind.append(
-                    helper.make_node("Cast", [inner], [name], name=f"{name}/Cast", to=HALF if keep_io else SINGLE)
-                )
+                to = half.tensor if keep_io else SINGLE
+                behind.append(helper.make_node("Cast", [inner], [name], name=f"{name}/Cast", to=to))
                 is_half[name] = keep_io
         nodes += [node, *behind]
     for one in graph.output:
         if keep_io and one.type.tensor_type.elem_type == SINGLE:
-            one.type.tensor_type.elem_type = HALF
+            one.type.tensor_type.elem_type = half.tensor
     graph.ClearField("node")
     graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input}
@@ -108,60 +165,11 @@ def convert(model: onnx.ModelProto, keep: set[str], *, keep_io: bool = False) ->
     del graph.value_info[:]
 
 
-def emulate(model: onnx.ModelProto, keep: set[str]) -> None:
-    """Round in place, in a graph that stays fp32, what `convert` holds in fp16: weights, and outputs of nodes.
+def emulate(model: onnx.ModelProto, keep: set[str], half: Half) -> None:
+    """Round in place, in a graph that stays fp32, what `convert` holds in 16 bits: weights, and outputs of nodes.
 
-    ONNX Runtime computes fp16 graphs on most CPUs in fp32 and leaves out the rounding between nodes, overflow too.
+    ONNX Runtime computes fp16 graphs on most CPUs in fp32 and leaves out the rounding between nodes, overflow too; bf16
+    graphs it does not run there at all.
     """
-    graph = model.graph
-    types = _types(model)
-    weights = {one.name: one for one in graph.initializer if one.data_type == SINGLE}
-    nodes: list[onnx.NodeProto] = []
-    rounded: dict[str, str] = {}
-    exact = {one.name for one in graph.input} | {
-        name for node in graph.node if node.name in keep or node.op_type in TYPED for name in node.output
-    }
-    for node in graph.node:
-        half = node.name not in keep and node.op_type not in TYPED
-        for index, name in enumerate(node.input):
-            if not half or types.get(name) != SINGLE or not (name in exact or name in weights):
-                continue
-            if name not in rounded:
-                rounded[name] = f"{name}/rounded"
-                if name in weights:
-                    value = numpy_helper.to_array(weights[name]).astype(np.float16).astype(np.float32)
-                    graph.initializer.append(numpy_helper.from_array(value, rounded[name]))
-                else:
-                    nodes += _round(name, rounded[name])
-            node.input[index] = rounded[name]
-        nodes.append(node)
-        for index, name in enumerate(node.output):
-            if half and types.get(name) == SINGLE:
-                node.output[index] = f"{name}/exact"
-                nodes += _round(node.output[index], name)
-    graph.ClearField("node")
-    graph.node.extend(nodes)
-    del graph.value_info[:]
-
-
-def _round(name: str, to: str) -> list[onnx.NodeProto]:
-    return [
-        helper.make_node("Cast", [name], [f"{to}/half"], name=f"{to}/Half", to=HALF),
-        helper.make_node("Cast", [f"{to}/half"], [to], name=f"{to}/Single", to=SINGLE),
-    ]
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for one in bare.graph.initializer:  # types need no weights, and inference takes 2 GiB at most
-        if one.data_type == SINGLE:
-            one.ClearField("raw_data")
-            one.ClearField("float_data")
-            one.data_location = TensorProto.EXTERNAL
-            one.external_data.add(key="location", value="absent")
-    inferred = onnx.shape_inference.infer_shapes(bare).graph
-    infos = (*inferred.input, *inferred.output, *inferred.value_info)
-    types = {one.name: one.type.tensor_type.elem_type for one in infos}
-    return {**types, **{one.name: one.data_type for one in model.graph.initializer}}
+    convert(model, keep, half)
+    widen(model, half.tensor)

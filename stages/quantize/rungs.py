@@ -11,9 +11,10 @@ import onnx
 from stages.quantize.calibrate import Job
 from stages.quantize.candidates import make_candidates
 from stages.quantize.graph import WEIGHTED, is_transformer, read_graph
-from stages.quantize.half import nodes_at_risk
+from stages.quantize.half import HALVES, Risk, nodes_at_risk, nodes_without
 from stages.quantize.linears import best_alpha, linears
 from stages.stage import StageContext
+from targets.errors import InputError
 from targets.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -109,34 +110,51 @@ def prepare(
         settings = {"precision": options.precision, "ranges": str(scratch / "scan.ranges")}
         one = job("fp8", work="linears", settings=settings)
         return Rung([one], ["fp8"], keep | _unweighted(source, keep), "fp8")
-    return _half(options, job, scan(), source, keep, context)
+    if options.precision == "bf16":
+        return _half(options, job, source, keep, [], context)
+    ranges = scan()
+    risks = nodes_at_risk(onnx.load(source), ranges, share=options.largest_share)
+    rung = _half(options, job, source, keep, risks, context)
+    rung.facts["largest"] = max((one["largest"] for one in ranges["tensors"].values()), default=0.0)
+    return rung
 
 
 def _half(
-    options: "QuantizeOptions", job: Any, ranges: dict[str, Any], source: Path, keep: set[str], context: StageContext
+    options: "QuantizeOptions", job: Any, source: Path, keep: set[str], risks: list[Risk], context: StageContext
 ) -> Rung:
-    """fp16: keep what would overflow; judge by an emulation, because most CPUs run such graphs in fp32."""
-    risks = nodes_at_risk(onnx.load(source), ranges, share=options.largest_share)
+    """fp16 or bf16; judge by an emulation: most CPUs run an fp16 graph in fp32, and ONNX Runtime no bf16 graph on any.
+
+    risks: nodes that would overflow, which stay fp32.
+    """
+    precision = options.precision
     kept = keep | {one.node for one in risks}
     if risks:
         log.warning(
-            "fp16: %d nodes would exceed %g of 65504 on the fit images and stay fp32: %s%s",
+            "%s: %d nodes would exceed %g of 65504 on the fit images and stay fp32: %s%s",
+            precision,
             len(risks),
             options.largest_share,
             ", ".join(f"{one.node} ({one.largest:.0f})" for one in risks[:NAMED]),
             " and more" if len(risks) > NAMED else "",
         )
+    without = nodes_without(onnx.load(source, load_external_data=False), HALVES[precision])
+    if not {node.name for node in read_graph(source).node if node.op_type in WEIGHTED} - {*kept, *without}:
+        raise InputError(
+            f"ONNX has no {precision} for any matrix product of this graph in its operator set; "
+            "export it with opset 22 or later, which has convolutions in bf16"
+        )
     names = tuple(sorted(kept))
-    made = job("fp16", work="half", keep_float=names, settings={"emulate": False, "keep_io": options.io == "keep"})
-    emulated = job("fp16_emulated", work="half", keep_float=names, settings={"emulate": True})
+    settings = {"precision": precision, "emulate": False, "keep_io": options.io == "keep"}
+    made = job(precision, work="half", keep_float=names, settings=settings)
+    emulated = job(f"{precision}_emulated", work="half", keep_float=names, settings={**settings, "emulate": True})
     make_candidates([made], model_bytes=0, tell=lambda message, share: context.tell(message, None))
     facts = {
         "kept_float": [{"node": one.node, "what": one.what, "largest": one.largest} for one in risks],
-        "largest": max((one["largest"] for one in ranges["tensors"].values()), default=0.0),
+        "without": [name for name in without if name not in kept],
         "io": options.io,
     }
-    judged = "emulation in fp32 that rounds weights and every tensor to fp16"
-    return Rung([emulated], ["fp16"], kept, "fp32", judged, made.output, facts)
+    judged = f"emulation in fp32 that rounds weights and every tensor to {precision}"
+    return Rung([emulated], [precision], kept | set(without), "fp32", judged, made.output, facts)
 
 
 def _unweighted(source: Path, keep: set[str]) -> set[str]:

@@ -21,7 +21,7 @@ ONLY_WITH = {
     "bias_correction": ("int8",),
     "scope": ("int8", "int8_dynamic"),
     "largest_share": ("fp16",),
-    "io": ("fp16",),
+    "io": ("fp16", "bf16"),
     "block": ("int8_weights",),
     "percentile": ("fp8",),
     "sensitivity": MIXED,
@@ -35,9 +35,9 @@ ONLY_WITH = {
 class QuantizeOptions(Record):
     """How a graph is quantized."""
 
-    precision: Literal["int8", "int8_dynamic", "int8_weights", "fp8", "fp16", "auto"] = Field(
+    precision: Literal["int8", "int8_dynamic", "int8_weights", "fp8", "fp16", "bf16", "auto"] = Field(
         default="int8",
-        description="auto: every precision that a target's runtimes run becomes a candidate, fp32 and bf16 too",
+        description="auto: every precision that a target's runtimes run becomes a candidate, fp32 too",
     )
     alphas: tuple[Alpha, ...] = Field(
         default=("off", 0.5, 0.95),
@@ -66,7 +66,7 @@ class QuantizeOptions(Record):
         default=0.5, gt=0, le=1, description="fp16: what exceeds this share of 65504 on `fit` stays fp32"
     )
     io: Literal["float32", "keep"] = Field(
-        default="float32", description="fp16: type of inputs and outputs; keep: float16, as the graph inside"
+        default="float32", description="fp16, bf16: type of inputs and outputs; keep: that of the graph inside"
     )
     block: int | None = Field(
         default=None, ge=8, description="int8_weights: inputs that share a scale (opset 21); null: one per output"
@@ -156,12 +156,12 @@ def quantize(options: QuantizeOptions, context: StageContext) -> StageResult:
 
 STAGE = Stage(
     name="quantize",
-    summary="make an int8, fp8 or fp16 graph, its choices made by agreement with fp32",
+    summary="make an int8, fp8, fp16 or bf16 graph, its choices made by agreement with fp32",
     consumes=Format.ONNX,
     produces=Format.ONNX,
     options=QuantizeOptions,
     run=quantize,
     roles=lambda options: (Role.FIT, Role.SELECT) if reads_fit(options) else (Role.SELECT,),
     tools=("nncf", "numpy", "onnx", "onnxruntime", "pillow", "ml_dtypes"),
-    code=("stages/vit", "stages/graph", "stages/data", "targets/bundle/pixels.py"),
+    code=("stages/vit", "stages/graph", "stages/data", "targets/bundle/pixels.py", "targets/runtimes/widen.py"),
 )

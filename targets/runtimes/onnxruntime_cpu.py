@@ -4,9 +4,11 @@ The optimised graph is saved at build and loaded with optimisation off: same spe
 every start (docs/stages/compile.md), and what runs is what was looked at. It may hold layouts of one instruction set.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from targets.errors import InputError
 from targets.runtimes.ort import library
 from targets.runtimes.ort.session import OnnxRuntimeSession
 from targets.runtimes.runtime import check_precision, cpu_binding
@@ -14,6 +16,8 @@ from targets.runtimes.runtime import check_precision, cpu_binding
 name = "onnxruntime"
 
 PRECISIONS = ("fp32", "int8", "int8_dynamic", "int8_weights", "fp8", "fp16")
+EMULATED = ("bf16",)
+"""precisions of graphs that this provider has no kernels for: never built; loaded as fp32 graphs that round alike"""
 SLOW_FOR_INT8 = ("MatMulAddFusion",)
 """With a fixed batch this fusion makes a Gemm of every biased MatMul before its Q/DQ is seen, and such a Gemm
 runs in fp32 with its weights dequantised at every query: 2.5 times slower on ViT-Tiny (onnxruntime 1.31)."""
@@ -48,8 +52,29 @@ def build(model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
 def load(path: Path, options: dict[str, Any]) -> OnnxRuntimeSession:
     """Load an engine's graph as it is, or optimise a plain .onnx file now."""
     precision = options.get("precision", "fp32")
-    check_precision(name, precision, PRECISIONS)
+    check_precision(name, precision, (*PRECISIONS, *EMULATED))
+    return EmulatedSession(path, options) if precision in EMULATED else OnnxRuntimeSession(_graph(path, options))
 
+
+class EmulatedSession(OnnxRuntimeSession):
+    """A graph in a precision that this provider has no kernels for, run in fp32 with the same rounding."""
+
+    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vitrim-emulated-")
+        self._emulated = options["precision"]
+        super().__init__(_graph(_widened(path, Path(self._folder.name)), options))
+
+    def facts(self) -> dict[str, Any]:
+        """What is in force, and what is emulated."""
+        return {**super().facts(), "emulated": self._emulated}
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        super().close()
+        self._folder.cleanup()
+
+
+def _graph(path: Path, options: dict[str, Any]) -> library.Graph:
     def settings() -> Any:
         made = library.new_settings(options)
         if options.get("optimized"):
@@ -58,7 +83,16 @@ def load(path: Path, options: dict[str, Any]) -> OnnxRuntimeSession:
             library.fix_batch(made, path, options["batch"], runtime=name)
         return made
 
-    return OnnxRuntimeSession(library.Graph(name, path, settings, ((library.CPU, {}),), _left_out(precision)))
+    return library.Graph(name, path, settings, ((library.CPU, {}),), _left_out(options.get("precision", "fp32")))
+
+
+def _widened(path: Path, folder: Path) -> Path:
+    """A copy of a bf16 graph in fp32 that rounds its tensors as the graph does."""
+    try:
+        from targets.runtimes.widen import write_widened
+    except ImportError as error:
+        raise InputError(f"onnxruntime runs no bf16 on CPUs, and to emulate it vitrim needs onnx: {error}") from error
+    return write_widened(path, folder / "model.onnx")
 
 
 def _left_out(precision: str) -> tuple[str, ...]:

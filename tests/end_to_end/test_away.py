@@ -144,6 +144,28 @@ def _second_build_reuses_everything(recipe: Path, vitrim: Run, out: Path, target
     assert after.reused == ("validation",)
 
 
+def test_a_bf16_engine_is_built_ahead_of_time_and_its_graph_is_judged_by_an_emulation(
+    recipe: Path, vitrim: Run, tmp_path: Path
+) -> None:
+    needs_rtx()
+    text = recipe.read_text().replace("{precision: int8, alphas: [0.5], images: 32}", "{precision: bf16}")
+    recipe.write_text(text.replace("epochs: 40", "epochs: 5"))
+    done = vitrim("build", recipe, "--target", "rtx-4090", "--output", tmp_path / "out")
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    folder = tmp_path / "out" / "rtx-4090"
+    report = Report.model_validate_json((folder / "report.json").read_text())
+    engine = json.loads((folder / "bundle" / "engine" / "engine.json").read_text())
+
+    assert (report.target.runtime, report.target.precision) == ("tensorrt_rtx", "bf16")
+    assert (engine["precision"], engine["bound_to"]["compute_capability"]) == ("bf16", "8.9")
+    products = list(engine["built"]["products"].values())
+    assert (products.count("fp32"), len(set(products))) == (1, 2), "the patch embedding"
+    assert report.accuracy is not None
+    assert report.accuracy.proxy.endswith("on this machine's processor, which emulates bf16 in fp32")
+    assert report.parity.passed
+    assert [row.agreement for row in report.candidates] == [pytest.approx(1, abs=0.05)] * 2
+
+
 def test_shapes_are_not_searched_for_a_target_that_is_not_at_hand(recipe: Path, vitrim: Run, tmp_path: Path) -> None:
     needs_rtx()
     text = recipe.read_text().replace("prune_mlp: {keep: 0.5, round_to: 8}", "prune: {blocks: auto}")

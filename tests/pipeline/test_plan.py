@@ -235,15 +235,63 @@ def test_every_precision_that_a_runtime_runs_has_a_graph_of_its_own(planned: Pla
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_gpu_gets_no_bf16_graph_and_is_told_why(planned: Planned) -> None:
+def test_a_gpu_gets_a_bf16_graph_of_its_own(planned: Planned) -> None:
     target = planned("targets=[rtx-4090]", text=LADDER).targets[0]
 
     assert isinstance(target, AwayPlan)
-    assert {one.precision for one in target.candidates} == {"fp32", "fp16", "int8", "fp8"}
-    assert ("tensorrt_rtx", "bf16: vitrim makes no bf16 graphs yet") in target.passed_over
-    assert {one.graph.options.precision for one in target.candidates if one.graph.stage == "quantize"} == {
-        *("fp16", "int8", "fp8"),
+    precisions = {"fp32", "bf16", "fp16", "int8", "fp8"}
+    assert {one.name for one in target.candidates} == {
+        f"{runtime} {precision}" for runtime in ("tensorrt_rtx", "tensorrt") for precision in precisions
     }
+    held = {one.precision: getattr(one.graph.options, "precision", "fp32") for one in target.candidates}
+    assert held == {precision: precision for precision in precisions}
+    assert not [reason for _, reason in target.passed_over if "bf16" in reason]
+
+
+BF16 = RECIPE.replace("  - quantize\n", "  - quantize: {precision: bf16}\n")
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("text", [LADDER, BF16], ids=["auto", "bf16"])
+def test_bf16_is_a_hint_for_openvino_and_a_graph_for_tensorrt(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    from targets import facts, profile
+
+    seen = {**facts.probe(), "architecture": "x86_64", "instruction_sets": ["avx2", "avx512_vnni", "avx512_bf16"]}
+    for module in (facts, profile):
+        monkeypatch.setattr(module, "probe", lambda: seen)
+    cpu, gpu = planned("targets=[cpu, rtx-4090]", text=text).targets
+
+    cpu_bf16 = [one for one in cpu.candidates if one.precision == "bf16"]
+    gpu_bf16 = [one for one in gpu.candidates if one.precision == "bf16"]
+    assert [one.name for one in cpu_bf16] == ["openvino bf16"]
+    assert (cpu_bf16[0].graph.stage, cpu_bf16[0].unpruned.previous.stage) == ("export", "export")
+    assert cpu_bf16[0].engine.options.precision == "bf16"
+    assert [one.name for one in gpu_bf16] == ["tensorrt_rtx bf16", "tensorrt bf16"]
+    assert gpu_bf16[0].graph.options.precision == "bf16"
+    assert gpu_bf16[0].graph.previous.key == cpu_bf16[0].graph.key
+    assert gpu_bf16[0].engine.options.precision == "bf16"
+    if text == BF16:
+        assert len(cpu.candidates) == 1
+        assert len(gpu.candidates) == 2
+
+
+def test_a_cpu_without_bf16_is_not_asked_for_it(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    from targets import facts, profile
+
+    seen = {**facts.probe(), "architecture": "x86_64", "instruction_sets": ["avx2", "avx512_vnni"]}
+    for module in (facts, profile):
+        monkeypatch.setattr(module, "probe", lambda: seen)
+
+    with pytest.raises(InputError, match="bf16 needs avx512_bf16 or amx_bf16"):
+        planned(text=BF16)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_without_bf16_says_what_it_runs_instead(planned: Planned) -> None:
+    with pytest.raises(InputError, match="does not run bf16 there; it runs fp16"):
+        planned("targets=[t4]", text=BF16)
 
 
 @pytest.mark.parametrize(

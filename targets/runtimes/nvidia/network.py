@@ -34,7 +34,11 @@ _LOWER = {
     "int8": ("fp8",),
     "fp8": ("int8",),
 }
-_REMEDIES = {"int8": "quantize it (stage quantize)", "fp8": "quantize it to fp8", "fp32": "export it in fp32"}
+_REMEDIES = {
+    "int8": "quantize it (stage quantize)",
+    "fp32": "export it in fp32",
+    **{one: f"convert it (stage quantize, precision {one})" for one in ("fp16", "bf16", "fp8")},
+}
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,9 @@ def check_precision(runtime: str, precision: str, products: dict[str, str]) -> N
     if any(one in counts for one in _LOWER[precision]):
         raise InputError(f"asked {runtime} for {precision}, but the graph has matrix products {found}; ask for those")
     if precision not in counts:
-        remedy = _REMEDIES.get(precision, f"convert it to {precision}")
         raise InputError(
             f"asked {runtime} for {precision}, but the graph's matrix products are {found}, "
-            f"and {runtime} converts nothing; {remedy}"
+            f"and {runtime} converts nothing; {_REMEDIES[precision]}"
         )
 
 
@@ -126,7 +129,8 @@ def _facts(tensor: Any) -> dict[str, Any]:
     kind = str(tensor.dtype.name)
     if kind not in TYPES or kind in ("BF16", "FP8"):
         raise InputError(
-            f"{tensor.name!r} goes in or out as {kind.lower()}; convert the graph with fp32 inputs and outputs"
+            f"{tensor.name!r} goes in or out as {kind.lower()}, which numpy does not have; "
+            "convert the graph with fp32 inputs and outputs (quantize with `io: float32`)"
         )
     dtype = TYPES[kind][0]
     return TensorFacts(name=tensor.name, shape=tensor_shape(tensor.shape), dtype=dtype).to_json()

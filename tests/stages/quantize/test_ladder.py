@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from stages.quantize.graph import attention_products, read_graph
-from stages.quantize.half import convert, emulate, nodes_at_risk
+from stages.quantize.half import HALVES, convert, emulate, nodes_at_risk
 from stages.quantize.linears import FP8_LARGEST, best_alpha
 from stages.quantize.mixed import layers, return_to_float
 from stages.quantize.run import find_break, noise_by_group
@@ -25,6 +25,7 @@ from targets.errors import InputError
 from targets.worker import Worker
 
 Run = Callable[..., Any]
+FP16 = HALVES["fp16"]
 LINEARS = 9  # four a block, and the head; the patch embedding is a convolution
 
 
@@ -69,9 +70,9 @@ def test_what_overflows_fp16_is_found_named_and_repaired() -> None:
     risks = nodes_at_risk(model, ranges_of(model, images), share=0.5)
     keep = {one.node for one in risks}
     with np.errstate(over="ignore"):
-        convert(broken, set())
-    convert(repaired, keep)
-    emulate(emulated, keep)
+        convert(broken, set(), FP16)
+    convert(repaired, keep, FP16)
+    emulate(emulated, keep, FP16)
 
     assert [one.node for one in risks] == ["raises", "passes", "lowers"]
     assert all(one.largest == pytest.approx(5e5) for one in risks)
@@ -92,7 +93,7 @@ def test_what_overflows_fp16_is_found_named_and_repaired() -> None:
 def test_inputs_and_outputs_stay_float32_unless_told_otherwise() -> None:
     for keep_io, expected in ((False, TensorProto.FLOAT), (True, TensorProto.FLOAT16)):
         model = planted(2.0)
-        convert(model, set(), keep_io=keep_io)
+        convert(model, set(), FP16, keep_io=keep_io)
         onnx.checker.check_model(model, full_check=True)
         ends = [*model.graph.input, *model.graph.output]
         assert {one.type.tensor_type.elem_type for one in ends} == {expected}
@@ -366,7 +367,7 @@ def test_an_option_of_another_precision_is_refused(options: dict[str, Any], reas
         QuantizeOptions(**options)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8_dynamic", "int8_weights", "fp8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "int8_dynamic", "int8_weights", "fp8", "fp16", "bf16"])
 def test_every_precision_has_options_for_graphs_whose_speed_alone_counts(precision: str) -> None:
     assert QuantizeOptions(precision=precision).quickly().images == 2
 
@@ -394,7 +395,7 @@ def test_the_strength_of_auto_is_the_number_that_it_found() -> None:
     assert strength_of({"precision": "fp8"}) is None
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
 def test_pruned_shapes_and_merged_tokens_pass_every_rung(
     precision: str, write_graph: Run, run_quantize: Run, tmp_path: Path, spec: ViTSpec
 ) -> None:

@@ -78,6 +78,27 @@ def test_every_legal_pair_builds_pruned_shapes(
     assert counts == expected[precision]
 
 
+def test_a_newer_operator_set_has_the_convolution_in_bf16_too(worker: Worker, tmp_path: Path) -> None:
+    model = save_as(export_vit(tmp_path, opset=22), tmp_path / "bf16.onnx", "bf16")
+
+    engine = build(worker, model, tmp_path, "bf16", compute_capability="8.6")
+
+    assert set(engine["built"]["products"].values()) == {"bf16"}
+
+
+def test_bf16_at_the_ends_of_a_graph_is_refused_with_what_to_do(worker: Worker, graphs: Graphs, tmp_path: Path) -> None:
+    import onnx
+
+    from stages.quantize.half import HALVES, convert
+
+    model = onnx.load(graphs("whole", "fp32"))
+    convert(model, set(), HALVES["bf16"], keep_io=True)
+    onnx.save(model, tmp_path / "ends.onnx")
+
+    with pytest.raises(InputError, match=r"'images' goes in or out as bf16, which numpy does not have.*`io: float32`"):
+        build(worker, tmp_path / "ends.onnx", tmp_path, "bf16", compute_capability="8.6")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_one_engine_can_be_for_several_gpus(worker: Worker, graphs: Graphs, tmp_path: Path, precision: str) -> None:
     fit = [one for one, legal in LEGAL[RTX].items() if precision in legal]

@@ -1,7 +1,7 @@
 """ONNX graphs of tiny Vision Transformers with random weights, in the precisions that TensorRT runs.
 
-The graphs come from vitrim's own export. What makes them fp16, bf16, int8 or fp8 here only has to be legal, not
-accurate: scales are guesses. Products: MatMul and Gemm with a constant weight, [K, N].
+The graphs come from vitrim's own export, and so do the bf16 ones. What makes them fp16, int8 or fp8 here only has to be
+legal, not accurate: scales are guesses. Products: MatMul and Gemm with a constant weight, [K, N].
 """
 
 import tempfile
@@ -30,8 +30,8 @@ _QUANTIZED = {
 }
 
 
-def export_vit(folder: Path, blocks: Sequence[dict[str, Any]] = (WHOLE, WHOLE)) -> Path:
-    """Export a ViT of width 64 on 32 x 32 pixels with random weights; the batch is dynamic, the opset 20."""
+def export_vit(folder: Path, blocks: Sequence[dict[str, Any]] = (WHOLE, WHOLE), *, opset: int = 20) -> Path:
+    """Export a ViT of width 64 on 32 x 32 pixels with random weights; the batch is dynamic."""
     import torch
 
     from stages.export.stage import ExportOptions, export
@@ -54,7 +54,7 @@ def export_vit(folder: Path, blocks: Sequence[dict[str, Any]] = (WHOLE, WHOLE)) 
         torch.manual_seed(0)
         save_model(Path(model), spec, ViT(spec.model_dump(mode="json")).state_dict())
         context = StageContext(input=Path(model), source=Path(model), output=folder, scratch=folder, images={})
-        export(ExportOptions(), context)
+        export(ExportOptions(opset=opset), context)
     return folder / "model.onnx"
 
 
@@ -66,38 +66,26 @@ def save_as(
     fp32: operators that stay in it. node: one that does.
     """
     model = onnx.load(source)
-    if precision != "fp32":
+    if precision == "bf16":
+        from stages.quantize.half import HALVES, convert
+
+        convert(model, set(), HALVES["bf16"])
+    elif precision != "fp32":
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
-        kept = [*fp32, *(["Conv"] if precision == "bf16" else [])]  # which ONNX has in bf16 from opset 22 on only
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it tells of every weight that is nearly nothing
             model = convert_float_to_float16(
-                model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept], node_block_list=[node]
+                model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *fp32], node_block_list=[node]
             )
         OnnxModel(model).topological_sort()  # the casts were put at the end
         del model.graph.value_info[:]  # types of before
-    if precision == "bf16":
-        _to_bf16(model)
     if precision in _QUANTIZED:
         _quantize(model, precision, asymmetric=asymmetric)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
     return path
-
-
-def _to_bf16(model: onnx.ModelProto) -> None:
-    """Say bf16 wherever fp16 stands."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
-            values = numpy_helper.to_array(tensor).astype(np.float32).astype(ml_dtypes.bfloat16)
-            raw = helper.make_tensor(tensor.name, TensorProto.BFLOAT16, values.shape, values.tobytes(), raw=True)
-            tensor.CopyFrom(raw)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
-                attribute.i = TensorProto.BFLOAT16
 
 
 def _quantize(model: onnx.ModelProto, precision: str, *, asymmetric: bool) -> None:
