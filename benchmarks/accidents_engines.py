@@ -64,7 +64,7 @@ def _with_leftovers(said: Said, output: Path) -> Said:
 def provider_of_doctor(shop: Workshop) -> Said:
     """A provider that this ONNX Runtime does not have: a session on it falls back to the CPU without an error."""
     reason = providers._ask(providers._TRY, CUDA)[1] or ""
-    return Said(caught=bool(reason), said=reason, found="a session of one product, in a process of its own")
+    return Said(caught="fall" in reason, said=reason, found="a session of one product, in a process of its own")
 
 
 def provider_of_target(shop: Workshop) -> Said:

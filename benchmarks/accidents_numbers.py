@@ -146,6 +146,8 @@ def wrong_from_the_start(shop: Workshop, wrong: dict[str, list[float]], name: st
     model = {"onnx": str(shop.bundle / "model.onnx"), "preprocess": {**wrong, "crop_share": 0.9}}
     recipe = shop.recipe(name, model, [{"quantize": {"alphas": [0.5], "images": 32}}])
     answer, report = shop.build(recipe)
+    if not report:  # refused: the hole is closed
+        return Said(caught=answer.code != 0, said=answer.err.strip(), exit_code=answer.code)
     status, sentence = report["verdict"]["status"], report["verdict"]["sentence"]
     right, told = shop.trained[0]["accuracy"]["baseline"], report["accuracy"]["baseline"]
     return Said(
