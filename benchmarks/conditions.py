@@ -11,7 +11,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy")
+PACKAGES = (
+    *("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy"),
+    *("tensorrt", "tensorrt-rtx"),
+)
 
 
 def assets() -> Path:

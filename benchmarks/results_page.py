@@ -28,9 +28,9 @@ milliseconds.
 FIGURES = "Top-1 (agreement with the source) in percent, without training; columns: "
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Lines:
-    """Markdown; the first column is text, the others are figures."""
-    lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, texts: int = 1) -> Lines:
+    """Markdown; the first columns are text, so many of them, the others are figures."""
+    lines = [" | ".join(head), " | ".join(["---"] * texts + ["---:"] * (len(head) - texts))]
     lines += [" | ".join(map(str, row)) for row in rows]
     return [f"| {line} |" for line in lines]
 
@@ -302,6 +302,58 @@ def openvino_hints(data: Row) -> Lines:
     return [text, "", *table(head, rows)]
 
 
+def _cell(text: str) -> str:
+    """Words that stay in one cell."""
+    return " ".join(text.split()).replace("|", "\\|") or NOTHING
+
+
+def accidents(data: Row) -> Lines:
+    """Accidents, and what was said."""
+    head = ["what was done", "caught", "exit", "what vitrim said", "figures"]
+    rows = [
+        [row["accident"], f"not staged: {row['skipped']}", *[NOTHING] * 3] for row in data["rows"] if "skipped" in row
+    ]
+    staged = [row for row in data["rows"] if "skipped" not in row]
+    rows += [
+        [
+            f"**{row['accident']}**: {row['done']}",
+            f"by {row['noticed_by']}" if row["caught"] else f"**not caught**: {row['hole'] or 'it should be'}",
+            NOTHING if row["exit_code"] is None else row["exit_code"],
+            _cell(row["said"]),
+            _cell(row["found"]),
+        ]
+        for row in staged
+    ]
+    caught = sum(row["caught"] for row in staged)
+    text = (
+        f"{caught} of {len(staged)} caught. Every row runs vitrim's own code on a small ViT; words are verbatim, `...` "
+        "stands for a folder. Exit: of the command line, where a command was run."
+    )
+    return [text, "", *table(head, rows, texts=len(head))]
+
+
+def rtx_builds(data: Row) -> Lines:
+    """Seconds and megabytes of engines."""
+    columns = list(dict.fromkeys(row["capability"] for row in data["rows"]))
+    names = dict.fromkeys((row["model"], row["shape"], row["precision"]) for row in data["rows"])
+    by = {(row["model"], row["shape"], row["precision"], row["capability"]): row for row in data["rows"]}
+
+    def cell(key: tuple[str, ...]) -> str:
+        if key not in by:
+            return NOTHING
+        row = by[key]
+        return "failed" if "failed" in row else f"{row['build_s_median']:.1f} s, {row['engine_bytes'] / 1e6:.1f} MB"
+
+    rows = [[", ".join(name), *(cell((*name, one)) for one in columns)] for name in names]
+    text = (
+        f"TensorRT-RTX {data['conditions']['versions'].get('tensorrt-rtx', '')}, batch {data['batch']}, "
+        f"{data['threads']} threads, random weights: median seconds of a build without a GPU and size of the engine, "
+        "by compute capability. Pruned: half of every MLP and of every query and key. The engines never ran."
+    )
+    left = [f"No graphs: {', '.join(data['left_out'])}.", ""] if data["left_out"] else []
+    return [text, "", *left, *table(["model, shape, precision", *columns], rows)]
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Row], Lines]]] = {
     "end_to_end": ("The whole job", end_to_end),
     "allocation": ("Top-1 against latency, without training", builds),
@@ -318,6 +370,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Row], Lines]]] = {
     "selection_speed": ("Speed of DGMR's selection", selection_speed),
     "streaming_prune": ("A model larger than memory", streaming_prune),
     "nightly_simulation": ("Rules of the nights, simulated", nightly_simulation),
+    "rtx_builds": ("Engines of TensorRT-RTX, built ahead of time", rtx_builds),
+    "accidents": ("Deliberate accidents", accidents),
     "command_times": ("Commands", command_times),
 }
 
