@@ -42,13 +42,13 @@ class Rounding(nn.Module):
             return self._operators(x)
         rounded: Tensor = _Round.apply(
             x, self._along(self.log_scale, x), self._along(self.zero, x), self.low, self.high
-        )  # type: ignore[no-untyped-call]  # torch has no annotation there
+        )
         return rounded
 
     def to_half_range(self, weight: Tensor) -> None:
         """Keep the codes of a weight within 7 bits, the scales widened where they must be."""
         others = [axis for axis in range(weight.dim()) if axis != self.axis]
-        needed = weight.detach().abs().amax(dim=others if self.axis is not None else None) / HALF
+        needed = weight.detach().abs().amax(dim=others) / HALF
         self.low, self.high = -HALF, HALF
         with torch.no_grad():
             self.log_scale.copy_(torch.maximum(self.scale, needed.reshape(-1).clamp_min(1e-12)).log())
@@ -65,7 +65,7 @@ class Rounding(nn.Module):
         scale, zero = self.scale, self.zero.to(torch.int8)
         if self.axis is None:
             scale, zero = scale[0], zero[0]
-        where = {} if self.axis is None else {"axis": self.axis}
+        where: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
         codes = self.codes
         if codes is None:
             codes = torch.onnx.ops.symbolic(
