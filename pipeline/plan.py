@@ -6,6 +6,7 @@ Three lines lead to engines. The source line ends in the unpruned model; the com
                       └──► export ──► quantize (the same options) ──► compile     unpruned
                       └──► export ──► compile (first runtime, fp32)               baseline
 
+quantize_aware, which is export and quantize with a training between, stands for these two in the unpruned line.
 Steps with equal keys are one step: targets and lines share what they have in common. For a target that is not at hand
 there is nothing to compare with: its graph is made, and its engine where that can be built ahead of time.
 """
@@ -333,7 +334,7 @@ def _wanted(recipe: "Recipe", choice: RuntimeChoice) -> bool:
 
 
 def _needs(choices: Iterable[RuntimeChoice], processor: Mapping[str, Any]) -> dict[str, bool]:
-    """What an int8 graph must be for the target: options of the quantize step.
+    """What an int8 graph must be for the target: options of the step that makes it.
 
     processor: architecture and instruction sets of what runs it.
     """

@@ -1,6 +1,6 @@
 """Planned steps: a stage with its options, the steps before it, and the key of what it makes. Nothing runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,13 @@ from targets.record import Record
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from pipeline.recipe.model import Step
     from stages.data.images import ImageSet
 
 SOURCE_STAGES = ("source", "source_onnx", "finetune")
 """stages before the model that everything is compared with"""
+QUANTIZERS = ("quantize", "quantize_aware")
+"""stages whose precision is that of the engine"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,8 @@ class Planner:
 
     @property
     def precision(self) -> str:
-        """What the recipe's graph holds: the precision of its quantize step, else fp32."""
-        steps = [step for step in self.recipe.steps if step.stage == "quantize"]
+        """What the recipe's graph holds: the precision of the step that quantizes, else fp32."""
+        steps = [step for step in self.recipe.steps if step.stage in QUANTIZERS]
         return str(getattr(steps[-1].options, "precision", "int8")) if steps else "fp32"
 
     def source(self) -> PlannedStep:
@@ -123,12 +126,13 @@ class Planner:
     ) -> PlannedStep:
         """Apply the recipe's steps to a model.
 
-        only: keeps those that consume this format, and the export. needs: options of an int8 quantize step that the
-        target demands, whatever the recipe says. precision: what the graph holds; a quantize step with precision `auto`
-        becomes that, fp32 leaves every one out, None one with `auto`.
+        only: keeps those that consume this format, and the export; what trains a graph becomes what makes the same one
+        untrained. needs: options of a step that makes int8 which the target demands, whatever the recipe says.
+        precision: what the graph holds; a quantize step with precision `auto` becomes that, fp32 leaves every one out,
+        None one with `auto`.
         """
         last = start
-        for step in self.recipe.steps:
+        for step in untrained(self.recipe.steps) if only else self.recipe.steps:
             stage = get_stage(step.stage)
             if step.stage in SOURCE_STAGES:
                 continue
@@ -141,17 +145,31 @@ class Planner:
                 if precision is None:
                     continue
                 options, title = options.of(precision), f"quantize {precision}"  # type: ignore[attr-defined]
-            if needs and step.stage == "quantize" and getattr(options, "precision", None) == "int8":
+            if needs and step.stage in QUANTIZERS and getattr(options, "precision", None) == "int8":
                 options = options.replace(**needs)
             last = self.step(step.stage, options, after=last, title=title)
         return last
 
     def export_of(self, start: PlannedStep) -> PlannedStep:
         """The fp32 graph of a model, with the recipe's export options; a model that came as a graph is its own."""
-        step = next((step for step in self.recipe.steps if step.stage == "export"), None)
+        step = next((step for step in untrained(self.recipe.steps) if step.stage == "export"), None)
         if step is None:
             return start
         return self.step("export", step.options, after=start)
+
+
+def untrained(steps: "Iterable[Step]") -> "Iterator[Step]":
+    """Yield the steps, one that trains a graph as those that make the same graph of a model as it is."""
+    for step in steps:
+        if step.stage != "quantize_aware":
+            yield step
+            continue
+        told = step.options.model_dump()
+        export = get_stage("export").options(**{name: told[name] for name in ("opset", "batch", "outputs")})
+        same = ("precision", "symmetric", "half_range", "images", "select_images")
+        quantize = get_stage("quantize").options(alphas=(told["alpha"],), **{name: told[name] for name in same})
+        yield step.model_copy(update={"stage": "export", "options": export, "title": "export"})
+        yield step.model_copy(update={"stage": "quantize", "options": quantize, "title": "quantize"})
 
 
 def is_auto(stage: str, options: Record) -> bool:

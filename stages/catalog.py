@@ -21,6 +21,7 @@ CATALOG: dict[str, str] = {
     "distill": "stages.distill.stage",
     "export": "stages.export.stage",
     "quantize": "stages.quantize.stage",
+    "quantize_aware": "stages.quantize_aware.stage",
     "compile": "stages.compile.stage",
     "offers": "stages.offers.stage",
     "random_weights": "stages.random_weights.stage",

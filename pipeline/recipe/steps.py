@@ -102,6 +102,10 @@ def _in_order(written: list[Written], document: Document) -> list[Written]:
             problem = (
                 f"{name} works on a model that torch runs, and model.onnx is a graph; only quantize may stand here"
             )
+        elif name in ("export", "quantize") and "quantize_aware" in before:
+            problem = f"{name} does what {maker} has done already: it leaves an int8 graph; remove this step"
+        elif name == "quantize_aware" and holds == Format.ONNX:
+            problem = f"{name} trains a model and writes its int8 graph itself; put it in the place of {maker}"
         elif stage.consumes == Format.VIT and holds == Format.ONNX:
             problem = f"{name} works on a model, but {maker} has made an ONNX graph of it; put {name} before that"
         elif stage.consumes == Format.ONNX and holds == Format.VIT and export:

@@ -7,10 +7,10 @@ import ast
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
@@ -63,15 +63,22 @@ def trace(model: ViT, *, outputs: Sequence[str], batch: Batch, opset: int) -> ir
 
     Raises StageError where it cannot, and where the model needs a newer opset: torch writes that one without a word.
     """
-    spec = model.spec
+    return trace_named(NamedOutputs(model, outputs).eval(), model.spec, outputs=outputs, batch=batch, opset=opset)
+
+
+def trace_named(
+    module: nn.Module, spec: Mapping[str, Any], *, outputs: Sequence[str], batch: Batch, opset: int
+) -> ir.Model:
+    """Export a module that returns these outputs of a model as a tuple; raises as `trace` does."""
     # Two images, because torch takes a dynamic dimension of size 1 for a constant.
     size = 2 if batch == "dynamic" else batch
-    example = torch.zeros(size, spec["in_channels"], *model.image_size, dtype=next(model.parameters()).dtype)
+    height, width = (spec["preprocess"][side] for side in ("height", "width"))
+    example = torch.zeros(size, spec["in_channels"], height, width, dtype=next(module.parameters()).dtype)
     shapes = {INPUT: {0: torch.export.Dim(BATCH)}} if batch == "dynamic" else None
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                NamedOutputs(model, outputs).eval(),
+                module,
                 (example,),
                 dynamo=True,
                 opset_version=opset,

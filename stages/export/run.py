@@ -25,7 +25,7 @@ def export_model(options: "ExportOptions", context: StageContext) -> StageResult
     Raises InputError for outputs that the model does not have, StageError where graph and torch differ.
     """
     spec, model = load_spec(context.input), load_model(context.input)
-    outputs = _outputs(options, spec, model)
+    outputs = outputs_of(options.outputs, spec, model)
     images, margin = clear_images(model, spec, seed=context.seed)
     expected = reference_outputs(model, images, outputs)
 
@@ -35,7 +35,7 @@ def export_model(options: "ExportOptions", context: StageContext) -> StageResult
     tidy(graph)
     check_operators(graph)
     files = save_graph(graph, context.output)
-    _check_file(files[0])
+    check_file(files[0])
     for name in (SPEC_FILE, LABELS_FILE):
         if (context.input / name).exists():
             shutil.copyfile(context.input / name, context.output / name)
@@ -56,12 +56,12 @@ def export_model(options: "ExportOptions", context: StageContext) -> StageResult
     return StageResult(facts=facts)
 
 
-def _outputs(options: "ExportOptions", spec: ViTSpec, model: "ViT") -> tuple[str, ...]:
+def outputs_of(wanted: tuple[str, ...], spec: ViTSpec, model: "ViT") -> tuple[str, ...]:
     """The outputs asked for, or the one that answers. Raises InputError."""
     for index, block in enumerate(spec.blocks):
         if block.attention == "diluting":
             raise InputError(f"attention of block {index} is still 'diluting'; distil the model, which folds it")
-    outputs = options.outputs or model.output_names[:1]
+    outputs = wanted or model.output_names[:1]
     for name in outputs:
         if name not in model.output_names:
             raise UnknownNameError("output", name, model.output_names)
@@ -70,7 +70,7 @@ def _outputs(options: "ExportOptions", spec: ViTSpec, model: "ViT") -> tuple[str
     return tuple(outputs)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Let ONNX check the file as written, with shape inference; by path, so that size does not matter."""
     try:
         onnx.checker.check_model(str(path), full_check=True)

@@ -82,6 +82,39 @@ def test_the_baseline_is_the_fp32_source_on_the_first_runtime(planned: Planned) 
     assert (baseline.options.runtime, baseline.options.precision) == ("onnxruntime", "fp32")  # type: ignore[attr-defined]
 
 
+TRAINED = RECIPE.replace("  - export\n  - quantize\n", "  - quantize_aware: {alpha: 0.5, images: 20, opset: 19}\n")
+
+
+def test_a_model_trained_for_int8_is_compared_with_the_source_quantized_alike_but_not_trained(
+    planned: Planned,
+) -> None:
+    plan = planned(text=TRAINED)
+    candidate = plan.targets[0].candidates[0]
+    engine, unpruned = candidate.engine.line(), candidate.unpruned.line()
+
+    assert candidate.precision == "int8"
+    assert [step.stage for step in engine] == [
+        "source", "finetune", "prune_mlp", "distill", "quantize_aware", "compile",
+    ]  # fmt: skip
+    assert [step.stage for step in unpruned] == ["source", "finetune", "export", "quantize", "compile"]
+    told = unpruned[3].options.model_dump()
+    assert (told["precision"], told["alphas"], told["images"]) == ("int8", (0.5,), 20)
+    for name in ("symmetric", "half_range", "select_images"):
+        assert told[name] == getattr(engine[4].options, name)
+    assert unpruned[2].options.model_dump()["opset"] == 19
+    assert [step.stage for step in plan.targets[0].baselines[1].line()] == ["source", "finetune", "export", "compile"]
+
+
+def test_what_a_target_demands_of_int8_graphs_it_demands_of_trained_ones(planned: Planned) -> None:
+    plan = planned("targets=[rtx-4090]", text=TRAINED)
+    target = plan.targets[0]
+    assert isinstance(target, AwayPlan)
+
+    assert {one.precision for one in target.candidates} == {"int8"}
+    assert all(one.graph.options.symmetric for one in target.candidates)  # type: ignore[attr-defined]
+    assert [step.stage for step in target.source_graph.line()] == ["source", "finetune", "export"]
+
+
 def test_without_pruning_engine_and_unpruned_are_one_step(planned: Planned) -> None:
     candidate = planned(text=RECIPE.split("steps:")[0] + "steps: [export]\n").targets[0].candidates[0]
 

@@ -30,6 +30,7 @@ def stages(recipe: Recipe) -> list[str]:
         (["quantize"], ["export", "quantize"]),
         (["prune_mlp", "distill", "quantize"], ["prune_mlp", "distill", "export", "quantize"]),
         (["prune_mlp", "export", "quantize"], ["prune_mlp", "export", "quantize"]),
+        (["prune_mlp", "quantize_aware"], ["prune_mlp", "quantize_aware"]),
         (["finetune", "finetune", "prune_mlp"], ["finetune", "finetune", "prune_mlp", "export"]),
         (["prune_mlp", "distill", "prune_mlp", "distill"], ["prune_mlp", "distill", "prune_mlp", "distill", "export"]),
     ],
@@ -64,7 +65,7 @@ def test_an_accepted_order_fits_together_and_a_refused_one_says_where(
         holds = get_stage(name).produces
     assert holds == Format.ONNX
     assert [name for name in made if name != "export"] == [name for name in names if name != "export"]
-    assert made.count("export") == 1
+    assert made.count("export") + made.count("quantize_aware") == 1
     assert "finetune" not in made[names.count("finetune") :]
 
 
@@ -85,6 +86,18 @@ def test_an_accepted_order_fits_together_and_a_refused_one_says_where(
         ),
         (["export", "export"], "steps[1]: export stands before already"),
         (["quantize", {"quantize": {}}], "steps[1]: quantize stands before already"),
+        (
+            ["quantize_aware", "quantize"],
+            "steps[1]: quantize does what steps[0].quantize_aware has done already: it leaves an int8 graph; remove",
+        ),
+        (["quantize_aware", "export"], "steps[1]: export does what steps[0].quantize_aware has done already"),
+        (
+            ["export", "quantize_aware"],
+            "steps[1]: quantize_aware trains a model and writes its int8 graph itself; put it in the place of "
+            "steps[0].export",
+        ),
+        (["quantize_aware", "distill"], "steps[1]: distill works on a model, but steps[0].quantize_aware has made"),
+        (["quantize_aware", "quantize_aware"], "steps[1]: quantize_aware stands before already"),
         (["prune_mlp", "finetune"], "steps[1]: finetune makes the model that all else is compared with; put it before"),
         (["distill", "finetune"], "steps[1]: finetune makes the model"),
         (["source"], "steps[0]: stage 'source' is part of every build, and `model` says what it reads; remove"),
