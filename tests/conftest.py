@@ -5,7 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("vitrim", deadline=None)  # a test is never about time: machines differ by a factor of ten
+settings.load_profile("vitrim")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as pipeline does, before anything imports torch
 ROOT = Path(__file__).resolve().parent.parent
 # A shell ignores Ctrl-C for what it runs in the background, and that passes on to tests and what they start.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -16,7 +16,6 @@ def random_features(seed, images=40, width=8):
 
 
 @given(st.integers(0, 1000), st.floats(1e-150, 1e150))
-@settings(deadline=None)
 def test_likeness_and_neighbours_do_not_depend_on_scale(seed, scale):
     features, others = random_features(seed), random_features(seed + 1)
 
@@ -40,7 +39,6 @@ def test_a_broken_feature_is_like_nothing():
 
 
 @given(st.integers(0, 1000), st.integers(1, 12))
-@settings(deadline=None)
 def test_neighbours_are_those_that_sorting_finds(seed, count):
     features, others = random_features(seed, images=25), random_features(seed + 1, images=25, width=5)
 

@@ -47,7 +47,6 @@ def test_the_interval_is_the_published_one():
 
 
 @given(st.integers(1, 100_000))
-@settings(deadline=None)
 def test_without_any_change_the_interval_still_has_the_width_of_what_could_be_missed(images):
     edge = Z**2 / (images + Z**2)
 
@@ -55,7 +54,6 @@ def test_without_any_change_the_interval_still_has_the_width_of_what_could_be_mi
 
 
 @given(counts)
-@settings(deadline=None)
 def test_the_interval_holds_the_measured_drop_and_mirrors_when_the_models_change_places(case):
     lost, gained, images = case
     low, high = paired_interval(lost, gained, images)
@@ -66,7 +64,6 @@ def test_the_interval_holds_the_measured_drop_and_mirrors_when_the_models_change
 
 
 @given(counts)
-@settings(deadline=None)
 def test_each_end_of_the_interval_is_the_drop_whose_score_test_just_rejects(case):
     lost, gained, images = case
     same = images - lost - gained
@@ -88,7 +85,6 @@ def test_each_end_of_the_interval_is_the_drop_whose_score_test_just_rejects(case
 
 
 @given(counts, st.integers(2, 50))
-@settings(deadline=None)
 def test_more_images_with_the_same_rates_make_the_interval_narrower(case, times):
     lost, gained, images = case
     low, high = paired_interval(lost, gained, images)
@@ -151,7 +147,7 @@ def test_mcnemar_is_exact():
 
 
 @given(counts, st.floats(0, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_number_of_images_decides_and_one_fewer_does_not(case, budget):
     lost, gained, images = case
     needed = images_to_decide(budget, lost=lost, gained=gained, images=images)
@@ -191,7 +187,6 @@ def test_lost_and_gained_are_counted_by_image():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 12))
-@settings(deadline=None)
 def test_top_k_agrees_with_sorting(seed, classes, k):
     random = np.random.default_rng(seed)
     logits = random.integers(0, 4, size=(20, classes)).astype(np.float32)  # many ties

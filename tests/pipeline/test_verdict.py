@@ -1,7 +1,7 @@
 """The verdict follows from intervals, and its sentence says why."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.report.figures import budget_value
@@ -75,7 +75,6 @@ def judged(budget, **measured):
 
 
 @given(st.floats(0, 10), st.floats(-5, 10), st.floats(0, 5), st.floats(0, 5))
-@settings(deadline=None)
 def test_the_interval_decides_and_not_the_value(limit, drop, below, above):
     interval = (drop - below, drop + above)
     verdict = judged(Budget(accuracy_drop_points=limit), accuracy=accuracy(drop, interval))
@@ -89,7 +88,6 @@ def test_the_interval_decides_and_not_the_value(limit, drop, below, above):
 
 
 @given(st.integers(50, 3000), st.floats(0, 0.1), st.floats(0, 0.1), st.floats(0, 5))
-@settings(deadline=None)
 def test_an_undecided_drop_says_how_many_images_would_decide(images, lost_share, gained_share, limit):
     lost, gained = int(images * lost_share), int(images * gained_share)
     low, high = (100 * end for end in paired_interval(lost, gained, images))
@@ -117,7 +115,6 @@ LIMITS = st.fixed_dictionaries(
 
 
 @given(LIMITS, st.booleans(), st.booleans(), st.booleans(), st.sampled_from([None, 5.2]))
-@settings(deadline=None)
 def test_the_worst_check_is_the_verdict_and_only_what_the_budget_names_is_judged(limits, labels, timed, same, p99):
     verdict = judged(
         Budget(**limits),

@@ -49,7 +49,7 @@ def timm_uint8(image: Image.Image, preprocess: Preprocess, *, normalised: bool =
 sides = st.integers(1, 400)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     width=sides,
     height=sides,
@@ -278,7 +278,7 @@ def test_a_truncated_image_is_refused_in_one_line(kind, draft):
         assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"]),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, field_validator, model_validator
 
@@ -84,7 +84,6 @@ def test_good_data_becomes_a_record() -> None:
     assert document.problems == []
 
 
-@settings(deadline=None)
 @given(st.sets(st.sampled_from(sorted(WRONG))))
 def test_any_set_of_wrong_values_is_told_completely(keys: set[str]) -> None:
     data = {**GOOD, **{key: WRONG[key][0] for key in keys}}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from targets.errors import InputError, RecipeError
@@ -28,7 +28,6 @@ def refusal(text: str) -> str:
     return str(caught.value)
 
 
-@settings(deadline=None)
 @given(PLAIN, st.booleans())
 def test_what_json_says_is_read_as_json_reads_it(value: Any, ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=True) if ascii_only else json.dumps(value)
@@ -205,14 +204,12 @@ def test_a_byte_order_mark_and_windows_lines_are_no_part_of_the_text(tmp_path: P
     assert read_document(read_file(tmp_path / "windows.yaml", what="file"), origin="f").data == {"a": 1, "b": "x"}
 
 
-@settings(deadline=None)
 @given(PLAIN)
 def test_a_shown_value_is_one_short_line(value: Any) -> None:
     assert len(show(value).splitlines()) == 1
     assert len(show(value)) <= 80
 
 
-@settings(deadline=None)
 @given(st.lists(TEXT | st.integers(0, 99), min_size=1, max_size=4))
 def test_a_spelled_place_is_one_line(place: list[str | int]) -> None:
     assert len(spell(tuple(place)).splitlines()) == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Measure, Recipe, Step, demo_recipe_path, known_stages, load_recipe
@@ -104,7 +104,6 @@ def test_a_budget_replaces_the_target_s_key_by_key(load: Load) -> None:
     assert recipe.replace(targets=("cpu",)).budget_for(profile) == recipe.budget_for(profile)
 
 
-@settings(deadline=None)
 @given(st.sets(st.sampled_from(sorted(WRONG))))
 def test_any_set_of_wrong_values_is_told_completely(text: Text, problems: Problems, keys: set[str]) -> None:
     # A stage that is not known leaves the steps behind it as they are.
@@ -113,7 +112,6 @@ def test_any_set_of_wrong_values_is_told_completely(text: Text, problems: Proble
     assert sorted(map(without_line, problems(text(changes)))) == sorted(WRONG[key][1] for key in keys)
 
 
-@settings(deadline=None)
 @given(st.sets(st.sampled_from(["vitrim", "name", "model"]), min_size=1))
 def test_every_missing_key_is_told(text: Text, problems: Problems, keys: set[str]) -> None:
     told = problems(text(without=tuple(keys)))
@@ -217,7 +215,6 @@ def test_neither_the_name_nor_the_order_of_keys_nor_that_of_images_decides(text:
     assert load(other).digest() == load(text()).digest()
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(["seed", "budget", "steps.1.prune_mlp.keep", "data.fit.limit", "model.classes", "measure.level"])
 )
@@ -262,7 +259,6 @@ def test_what_is_no_recipe_at_all_is_one_line(problems: Problems, bad: str) -> N
     assert len(told.splitlines()) == 1
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
 def test_no_text_ends_in_anything_but_a_recipe_or_a_refusal(problems: Problems, text: str) -> None:
     for written in (text, SMALLEST + text, f"{SMALLEST}steps: {text}"):

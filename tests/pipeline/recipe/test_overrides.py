@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Recipe
@@ -63,7 +63,6 @@ VALUES = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.sampled_from(PLACES), VALUES)
 def test_an_override_is_the_same_as_the_value_in_the_file(
     text: Text, load: Load, problems: Problems, place: str, value: Any
@@ -93,7 +92,6 @@ def test_a_step_is_named_by_stage_position_or_both(text: Text, load: Load, key: 
     assert load(text(), f"{key} = 0.125").steps[2].options.lr == 0.125  # type: ignore[attr-defined]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 4))
 def test_a_place_spelled_in_a_message_is_a_key(text: Text, load: Load, index: int) -> None:
     names = ("finetune", "prune_mlp", "distill", "export", "quantize")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Recipe, load_recipe
@@ -130,7 +130,6 @@ def test_a_target_s_file_is_found_beside_the_recipe(text: Text, tmp_path: Path) 
     assert load_recipe(tmp_path / "recipe.yaml").targets == ("cpu", str(tmp_path / "mine.yaml"))
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"], exclude_characters="$~\ufeff"), min_size=1))
 def test_any_other_path_is_taken_as_it_is(text: Text, load: Load, name: str) -> None:
     assert load(text({"model.labels": name})).model.labels == Path(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Recipe, known_stages
@@ -48,7 +48,6 @@ def test_export_keeps_the_options_it_was_written_with(text: Text, load: Load) ->
     assert recipe.steps[0].options.opset == 18  # type: ignore[attr-defined]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(known_stages()), max_size=5))
 def test_an_accepted_order_fits_together_and_a_refused_one_says_where(
     text: Text, load: Load, problems: Problems, names: list[str]

@@ -3,7 +3,7 @@
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.report import charts
@@ -35,7 +35,6 @@ def of_class(svg, name):
 
 
 @given(NUMBERS, NUMBERS)
-@settings(deadline=None)
 def test_a_pair_of_bars_keeps_the_proportion(before, after):
     svg = inside(charts.bar_pair(before, after))
     widths = [float(of_class(svg, role)[0].get("width")[:-1]) for role in ("baseline", "engine")]
@@ -44,14 +43,12 @@ def test_a_pair_of_bars_keeps_the_proportion(before, after):
 
 
 @given(st.floats(-1, 2))
-@settings(deadline=None)
 def test_a_bar_never_leaves_its_track(share):
     inside(charts.bar(share, "engine"))
     inside(charts.loss(share, 0.85))
 
 
 @given(st.floats(-50, 50), st.floats(0, 20), st.floats(0, 20), st.floats(0, 50))
-@settings(deadline=None)
 def test_value_and_interval_lie_on_the_right_side_of_the_limit(value, below, above, limit):
     svg = inside(charts.interval(value, (value - below, value + above), limit, "within", "label"))
     mark = float(of_class(svg, "limit")[0].get("x1")[:-1])
@@ -68,7 +65,6 @@ def latency_figures(histogram, p50=5.0):
 
 
 @given(st.lists(st.integers(0, 1000), max_size=300), st.floats(0.01, 100), st.floats(1e-6, 1))
-@settings(deadline=None)
 def test_a_histogram_fits_however_many_bars_it_has(counts, low, width):
     one = latency_figures(tuple((low + i * width, count) for i, count in enumerate(counts)))
     axis = charts.Axis(0, max(low + len(counts) * width, 6) * 1.03)
@@ -87,7 +83,6 @@ def test_bars_that_are_put_together_keep_their_place_and_number():
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
-@settings(deadline=None)
 def test_an_axis_has_three_to_eight_round_ticks(low, length):
     axis = charts.Axis(low, low + length)
     ticks = list(axis.ticks())
@@ -98,7 +93,6 @@ def test_an_axis_has_three_to_eight_round_ticks(low, length):
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), min_size=1, max_size=60))
-@settings(deadline=None)
 def test_every_block_has_its_column(sizes):
     changes = [Change(before=before, after=after) for before, after in sizes]
     svg = inside(charts.blocks(changes, "label"))

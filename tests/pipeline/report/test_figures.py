@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.report import figures
@@ -29,7 +29,6 @@ def test_three_significant_digits_and_none_before_the_point_is_dropped(value, te
 
 
 @given(st.floats(1e-6, 1e12), st.integers(1, 5))
-@settings(deadline=None)
 def test_significant_digits_are_right(value, digits):
     written = float(figures.significant(value, digits).replace(",", ""))
 
@@ -37,7 +36,6 @@ def test_significant_digits_are_right(value, digits):
 
 
 @given(st.floats(-1e6, 1e6), st.integers(0, 4))
-@settings(deadline=None)
 def test_minus_is_a_minus_sign_and_zero_has_none(value, decimals):
     text = figures.number(value, decimals)
 
@@ -86,7 +84,6 @@ def test_figures_read_like_this(text, wanted):
 
 
 @given(st.floats(0.01, 1000), st.floats(-0.5, 0.5))
-@settings(deadline=None)
 def test_a_value_within_a_percent_of_its_limit_is_not_written_like_it(limit, away):
     value = limit * (1 + away / 100)
     decimals = figures.telling_decimals([value], limit)
@@ -95,7 +92,6 @@ def test_a_value_within_a_percent_of_its_limit_is_not_written_like_it(limit, awa
 
 
 @given(st.text())
-@settings(deadline=None)
 def test_a_name_shows_every_character_that_would_hide(text):
     shown = figures.visible(text)
     hidden = {letter for letter in shown if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")}

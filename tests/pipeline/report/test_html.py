@@ -124,7 +124,7 @@ def test_hostile_names_are_shown_as_they_are(hostile):
 
 
 @given(st.text(min_size=1, max_size=80) | st.text("<>&\"'{}%#/-! scriptyle\\=", min_size=1, max_size=40))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_name_adds_an_element_or_an_attribute(example, name):
     def named(name):
         return example.replace(

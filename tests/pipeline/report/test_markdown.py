@@ -72,7 +72,7 @@ def test_hostile_names_are_text_and_nothing_else(hostile):
 @example("[0]")  # with what follows it in a list, a definition of where a link leads
 @example("# a")
 @example("1. a")
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_name_shows_as_it_is(bare, name):
     reproduce = {name: name, "engine_sha256": name} if name not in ("command", "recipe") else {}
     page = to_markdown(bare.replace(name=name, target=bare.target.replace(name=name), reproduce=reproduce))

@@ -72,7 +72,7 @@ def test_what_was_not_measured_says_why(bare):
 
 
 @given(st.text(min_size=1, max_size=80))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_name_is_read_as_markup_or_command(bare, name):
     text = printed(bare.replace(name=f"[red]{name}[/]:smile:"))
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.search.latency import Correction, LatencyTable, MeasuredAttention, MeasuredMlp, bytes_line
@@ -32,7 +32,6 @@ def test_measured_widths_come_back_and_others_lie_between() -> None:
     assert table.mlp_share(0) == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-0.01, 0.2), min_size=4, max_size=4))
 def test_a_wider_mlp_is_never_faster_whatever_noise_was_measured(shares: list[float]) -> None:
     table = a_table(
@@ -54,7 +53,6 @@ def test_attention_is_read_off_a_formula_that_noise_free_probes_determine() -> N
     assert table.residual() < 1e-9
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 0.2), min_size=7, max_size=7).filter(lambda shares: max(shares) > 0.01))
 def test_more_attention_never_takes_less(shares: list[float]) -> None:
     clean = a_table()

@@ -93,7 +93,7 @@ def test_a_label_beyond_the_classes_file_is_refused(folder, tmp_path):
     assert "names 2 classes (labels 0..1)" in message
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.floats(0.01, 0.99), unique=True, min_size=1, max_size=3).map(sorted), seed=st.randoms())
 def test_shares_are_disjoint_complete_and_independent_of_names(folder, tmp_path_factory, cuts, seed):
     contents = [*range(30), 3, 4]  # two copies

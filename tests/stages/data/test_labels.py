@@ -79,7 +79,7 @@ def test_a_table_that_is_no_text_is_refused(table, tmp_path):
     assert "cannot read the labels file" in refusal(read_labels, tmp_path, {})
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.dictionaries(
         st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1).filter(
@@ -97,7 +97,7 @@ def test_what_a_csv_writer_writes_is_read_back(table, rows):
     assert read_labels(table(stream.getvalue()), {}) == rows
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.text(st.sampled_from("file,label\n\r\"'; 012-\0a")) | st.binary().map(lambda b: b"file,label\n" + b))
 def test_any_table_is_read_or_refused(table, content):
     labels, message = {}, ""

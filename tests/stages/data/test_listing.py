@@ -256,7 +256,7 @@ def test_data_that_end_too_early_in_a_zip_are_told(zipped):
         [image.place.read() for _, images in list_images([path]) for image in images]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_damaged_zip_is_read_or_refused(zipped, changes):
     path = zipped([("a.png", 0), ("b/c.png", 1)], compression=zipfile.ZIP_DEFLATED)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -221,7 +221,6 @@ def test_the_default_written_out_is_the_same_option() -> None:
     assert MergeTokensOptions().digest() == MergeTokensOptions(keep=0.6).digest()
 
 
-@settings(deadline=None)
 @given(keep=st.floats(0.05, 0.99), depth=st.integers(1, 14), side=st.integers(2, 16))
 def test_every_schedule_that_a_search_tries_is_legal_and_leaves_as_many(keep: float, depth: int, side: int) -> None:
     block = BlockSpec(heads=1, d_qk=8, d_v=8, scale=0.3, mlp_width=8, norm1_eps=1e-6, norm2_eps=1e-6)

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.offers.curves import between, spread
@@ -15,7 +15,6 @@ def test_what_was_measured_comes_back() -> None:
     assert found.tolist() == pytest.approx([5.0, 0.8, 0.1, 0.0])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.0, 1.0), st.floats(-0.1, 10.0)), min_size=1, max_size=6),
     st.lists(st.floats(0.0, 1.2), min_size=2, max_size=20),

@@ -29,7 +29,7 @@ def missed(q: Tensor, k: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return ((q @ a) @ (k @ b).mT - q @ k.mT).square().sum(dim=(0, 2, 3))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 8), st.integers(0, 10**6))
 def test_all_axes_give_the_same_logits(width: int, seed: int) -> None:
     q, k = tokens(1, 2, width, seed=seed), tokens(1, 2, width, seed=seed + 9)
@@ -39,7 +39,7 @@ def test_all_axes_give_the_same_logits(width: int, seed: int) -> None:
     torch.testing.assert_close((q @ axes.query) @ (k @ axes.key).mT, q @ k.mT, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 8), st.integers(0, 10**6), st.data())
 def test_the_error_told_is_that_of_all_pairs_and_falls_with_the_rank(
     width: int, seed: int, data: st.DataObject
@@ -60,7 +60,7 @@ def test_the_error_told_is_that_of_all_pairs_and_falls_with_the_rank(
     assert bool((axes.errors[:, -1] == 0).all())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 8), st.integers(0, 10**6), st.data())
 def test_no_other_axes_are_better(width: int, seed: int, data: st.DataObject) -> None:
     q, k = tokens(1, 1, width, seed=seed), tokens(1, 1, width, seed=seed + 9)
@@ -78,7 +78,7 @@ def test_no_other_axes_are_better(width: int, seed: int, data: st.DataObject) ->
         assert best <= float(missed(q, k, chosen, chosen)) * (1 + 1e-6) + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 6), st.integers(0, 10**6), st.data())
 def test_refinement_lowers_the_error_of_pairs_of_the_same_image(width: int, seed: int, data: st.DataObject) -> None:
     q, k = tokens(5, 2, width, seed=seed), tokens(5, 2, width, seed=seed + 9)

@@ -12,7 +12,7 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
 def test_the_score_of_pairs_is_the_cosine_with_the_leading_parts_of_the_logits(
     width: int, directions: int, seed: int
@@ -34,7 +34,7 @@ def test_the_score_of_pairs_is_the_cosine_with_the_leading_parts_of_the_logits(
                 assert abs(float(scores[image, head, pair]) - expected) < 1e-9
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 10**6))
 def test_the_score_of_values_is_their_distance_to_all_of_all_heads(heads: int, width: int, seed: int) -> None:
     values = draw(heads, width, 7, seed=seed)

@@ -43,7 +43,7 @@ def only_heads(heads: list[int], width: int, inner: int) -> Tensor:
     return torch.eye(inner, dtype=torch.float64)[:, [h * width + i for h in heads for i in range(width)]]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.integers(0, 10**6))
 def test_each_prefix_of_heads_leaves_the_error_of_its_fit(heads: int, width: int, targets: int, seed: int) -> None:
     moments = problem(heads, width, targets, seed=seed)
@@ -58,7 +58,7 @@ def test_each_prefix_of_heads_leaves_the_error_of_its_fit(heads: int, width: int
         assert float(order.errors[count]) == pytest.approx(expected, rel=0.05, abs=3e-3 * moments.energy)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 5), st.integers(1, 4), st.integers(0, 10**6))
 def test_the_first_head_to_go_is_the_cheapest_one(heads: int, width: int, seed: int) -> None:
     moments = problem(heads, width, 4, seed=seed)
@@ -72,7 +72,7 @@ def test_the_first_head_to_go_is_the_cheapest_one(heads: int, width: int, seed: 
     assert errors[tuple(sorted(stay))] <= min(errors.values()) * 1.02 + 3e-3 * moments.energy
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(2, 5), st.integers(1, 8), st.integers(0, 10**6), st.data())
 def test_directions_of_one_head_cost_what_is_told(
     heads: int, width: int, targets: int, seed: int, data: st.DataObject
@@ -92,7 +92,7 @@ def test_directions_of_one_head_cost_what_is_told(
         assert float(curve[0, rank]) == pytest.approx(cost, rel=0.05, abs=3e-3 * moments.energy)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 4), st.integers(2, 5), st.integers(0, 10**6), st.data())
 def test_rounds_over_the_heads_never_raise_the_error_and_beat_dimensions_as_they_are(
     heads: int, width: int, seed: int, data: st.DataObject

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,7 +43,6 @@ def random_rows(width: int, depth: int, *, seed: int, spread: float = 1.0) -> Te
     return rows * torch.exp(spread * torch.randn(width, 1, generator=generator, dtype=torch.float64))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 40), st.floats(0, 1), st.integers(0, 10**6))
 def test_the_order_is_that_of_the_greedy_loop(depth: int, width: int, share: float, seed: int) -> None:
     rows = random_rows(width, depth, seed=seed)
@@ -58,7 +57,6 @@ def test_the_order_is_that_of_the_greedy_loop_at_the_size_of_a_real_mlp() -> Non
     assert order_by_diversity(rows, count=400).tolist() == greedy_loop(rows, count=400)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(2, 30), st.integers(0, 10**6), st.data())
 def test_a_smaller_answer_is_the_beginning_of_a_larger_one(
     depth: int, width: int, seed: int, data: st.DataObject
@@ -72,7 +70,6 @@ def test_a_smaller_answer_is_the_beginning_of_a_larger_one(
     assert sorted(larger.tolist()) == list(range(width))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 10**6))
 def test_rank_deficient_rows_are_picked_once_and_span_everything_first(rank: int, seed: int) -> None:
     rows = random_rows(24, rank, seed=seed) @ random_rows(rank, 10, seed=seed + 1)
@@ -105,7 +102,6 @@ def test_an_impossible_count_is_refused(count: int) -> None:
         order_by_diversity(torch.ones(6, 4), count=count)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 12),
     st.integers(1, 40),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,7 +34,6 @@ def error_left(gram: Tensor, cross: Tensor, kept: list[int], energy: float) -> f
     return energy - float((torch.linalg.solve(gram[kept][:, kept], part.T).T * part).sum())
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 10**6))
 def test_every_prefix_leaves_the_error_of_its_least_squares_fit(neurons: int, targets: int, seed: int) -> None:
     gram, cross, energy = problem(neurons, targets, seed=seed)
@@ -59,7 +58,6 @@ def test_prefixes_longer_than_a_batch_of_updates_are_exact_too() -> None:
         assert float(order.errors[count]) == pytest.approx(expected, abs=1e-8 * energy)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(0, 10**6))
 def test_every_pick_is_the_best_next_one_by_brute_force(neurons: int, targets: int, seed: int) -> None:
     gram, cross, energy = problem(neurons, targets, seed=seed)
@@ -75,7 +73,6 @@ def test_every_pick_is_the_best_next_one_by_brute_force(neurons: int, targets: i
         assert errors[pick] <= min(errors.values()) + 1e-8 * energy
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(1, 4), st.integers(0, 10**6))
 def test_the_error_never_rises(neurons: int, targets: int, seed: int) -> None:
     gram, cross, energy = problem(neurons, targets, seed=seed, tokens=10)  # fewer tokens than neurons: singular
@@ -88,7 +85,6 @@ def test_the_error_never_rises(neurons: int, targets: int, seed: int) -> None:
     assert float(order.errors[-1]) >= 0
 
 
-@settings(deadline=None)
 @given(st.integers(2, 12), st.integers(0, 10**6))
 def test_the_numbering_of_neurons_does_not_matter(neurons: int, seed: int) -> None:
     gram, cross, energy = problem(neurons, 3, seed=seed)
@@ -100,7 +96,6 @@ def test_the_numbering_of_neurons_does_not_matter(neurons: int, seed: int) -> No
     assert shuffled[other].tolist() == plain.tolist()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10), st.integers(0, 10**6))
 def test_of_twins_one_waits_until_all_others_are_taken(neurons: int, seed: int) -> None:
     gram, cross, energy = problem(neurons, 3, seed=seed)
@@ -126,7 +121,6 @@ def test_a_limit_gives_the_beginning_of_the_whole_order() -> None:
     assert part.picks.tolist() == whole.picks[:70].tolist()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(0, 10**6))
 def test_the_curve_of_any_order_is_that_of_its_fits(neurons: int, seed: int) -> None:
     gram, cross, energy = problem(neurons, 3, seed=seed)

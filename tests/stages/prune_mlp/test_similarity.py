@@ -44,7 +44,7 @@ def test_a_neuron_that_is_minus_or_a_multiple_of_another_is_alike_and_counted() 
     assert count_alike(similarity(moments_of(random(300, 5, seed=0)))) == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 14), st.floats(0.3, 0.99), st.integers(0, 10**6))
 def test_within_a_group_every_pair_is_as_alike_as_the_threshold_says(width: int, threshold: float, seed: int) -> None:
     hidden = random(60, width, seed=seed) + 2 * random(60, 1, seed=seed + 1)
@@ -60,7 +60,7 @@ def test_within_a_group_every_pair_is_as_alike_as_the_threshold_says(width: int,
             assert float(alike[groups == one][:, groups == other].min()) < threshold
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.data(), st.integers(0, 10**6))
 def test_exactly_as_many_groups_as_asked_each_with_a_medoid_of_its_own(
     width: int, data: st.DataObject, seed: int

@@ -76,7 +76,6 @@ def arrays(draw: st.DrawFn, *shape: int) -> Array:
     return np.float32(draw(st.lists(WHOLE_NUMBERS, min_size=count, max_size=count))).reshape(shape)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False, min_value=-(2.0**126), max_value=2.0**126), min_size=1))
 def test_weights_are_rounded_to_the_nearest_bf16_and_ties_to_even(values: list[float]) -> None:
     exact = np.float32(values)
@@ -86,7 +85,7 @@ def test_weights_are_rounded_to_the_nearest_bf16_and_ties_to_even(values: list[f
         assert np.array_equal(BF16.rounded(one).astype(np.float32), rounded(one))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(images=arrays(2, 3), weight=arrays(3, 3), bias=arrays(3))
 def test_the_emulation_answers_what_rounding_by_hand_gives(images: Array, weight: Array, bias: Array) -> None:
     emulated, kept = planted(weight, bias), planted(weight, bias)
@@ -99,7 +98,7 @@ def test_the_emulation_answers_what_rounding_by_hand_gives(images: Array, weight
     assert np.array_equal(in_onnxruntime(kept, images), by_hand(images, weight, bias, first=False))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(images=arrays(2, 3), weight=arrays(3, 3), bias=arrays(3), keep_io=st.booleans())
 def test_the_graph_itself_answers_like_its_emulation(images: Array, weight: Array, bias: Array, keep_io: bool) -> None:
     from onnx.reference import ReferenceEvaluator

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.quantize_aware.rounding import HALF, Rounding
@@ -14,7 +14,6 @@ def rounding(scale: list[float], *, zero: int = 0, axis: int | None = None) -> R
     return Rounding(torch.tensor(scale), zeros, low=-128, high=127, axis=axis)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20),
     st.floats(1e-3, 10),

@@ -38,7 +38,7 @@ def merge_by_gather(
     return torch.stack([*x[:prefix], *rows]), [sum(sizes[i] for i in group) for group in groups], groups
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_the_matrix_form_is_the_gather_form_and_ties_fall_to_the_first(data: st.DataObject) -> None:
     prefix, patches = data.draw(st.integers(0, 3)), data.draw(st.integers(2, 21))
@@ -143,7 +143,7 @@ def test_equal_patches_that_merge_change_nothing(make_spec: MakeSpec, make_model
         torch.testing.assert_close(other(image), model(image))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 99), first=st.integers(0, 8), second=st.integers(0, 4))
 def test_every_patch_is_held_by_one_token(seed: int, first: int, second: int) -> None:
     draw = torch.Generator().manual_seed(seed)

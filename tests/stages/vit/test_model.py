@@ -87,7 +87,7 @@ def images_for(spec: ViTSpec, count: int = 2) -> Tensor:
     return torch.randn(count, *spec.input_shape, generator=torch.Generator().manual_seed(0))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs())
 def test_any_spec_builds_runs_and_is_counted_right(spec: ViTSpec) -> None:
     model = build(spec)

@@ -122,7 +122,7 @@ def test_a_file_cut_anywhere_is_refused(folder: Path) -> None:
         load(folder)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255))
 def test_a_changed_byte_is_read_or_refused_but_never_crashes(tmp_path: Path, position: int, byte: int) -> None:
     path = tmp_path / "x.safetensors"

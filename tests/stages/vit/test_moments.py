@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -40,7 +40,6 @@ def test_moments_are_weighted_covariances() -> None:
     assert moments.energy == pytest.approx(float(covariance[9:, 9:].trace()))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 7), st.integers(2, 40), st.integers(1, 39), st.integers(0, 10**6))
 def test_moments_of_chunks_join_to_those_of_the_whole(inputs: int, tokens: int, cut: int, seed: int) -> None:
     hidden, targets, weights = draw(tokens, inputs, 3, seed=seed)
@@ -84,7 +83,6 @@ def test_the_fit_is_the_weighted_least_squares_solution() -> None:
     torch.testing.assert_close(layer.bias, expected[-1])
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(0, 10**6))
 def test_the_error_is_known_without_the_tokens(ridge: float, seed: int) -> None:
     hidden, targets, weights = draw(40, 6, 3, seed=seed)
@@ -100,7 +98,6 @@ def test_the_error_is_known_without_the_tokens(ridge: float, seed: int) -> None:
     assert found == pytest.approx(float(missed / energy), rel=1e-6)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(0, 10**6))
 def test_leaning_moments_are_those_of_targets_mixed_token_by_token(share: float, seed: int) -> None:
     hidden, targets, weights = draw(30, 5, 3, seed=seed)

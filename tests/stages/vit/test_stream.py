@@ -14,7 +14,7 @@ from targets.errors import InputError
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(min_size=1, max_size=6), st.tuples(st.sampled_from(list(NAMES)), SHAPES), min_size=1))
 def test_the_bytes_are_the_librarys(tmp_path_factory: pytest.TempPathFactory, content: dict) -> None:  # type: ignore[type-arg]
     content = {name: value for name, value in content.items() if name != "__metadata__" and name.isprintable()}

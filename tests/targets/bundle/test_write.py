@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_graphs import save_fp32
 
@@ -456,7 +456,6 @@ def test_a_card_of_a_users_own_metric_claims_no_interval_of_a_share(make_bundle)
     assert "| map of this engine | 40.00 % |  | 9 images |" in card
 
 
-@settings(deadline=None)
 @given(share=st.integers(0, 50).map(lambda k: k / 50))
 def test_the_interval_of_a_share_is_that_of_scipy(share):
     from scipy.stats import binomtest

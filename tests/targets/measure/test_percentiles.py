@@ -71,7 +71,6 @@ def test_too_few_queries_give_no_tail(share: float, needed: int) -> None:
     assert tail_percentile(range(needed), share) == needed - 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 100), min_size=64, max_size=300))
 def test_a_tail_lies_between_the_median_and_the_slowest(samples: list[float]) -> None:
     tail = tail_percentile(samples, 0.90)
@@ -87,7 +86,7 @@ def test_the_median_counts_processes_not_queries() -> None:
     assert p50_of(measurement([odd_process, *others])) == 2.0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.lists(BLOCK, min_size=1, max_size=4), min_size=1, max_size=3), st.sampled_from([0.25, 2.0, 8.0]))
 def test_figures_follow_the_unit_and_are_always_the_same(runs: Runs, scale: float) -> None:
     one = measurement(runs)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from targets.measure.energy import LEAST_SAMPLES, energy_of, mean_power_w, measures_power
@@ -135,7 +135,6 @@ def test_peak_memory_on_the_gpu_is_that_of_the_process() -> None:
 
 
 @given(watts=st.floats(0.5, 500), images=st.integers(1, 10_000), start=st.floats(1, 5), seconds=st.floats(2, 10))
-@settings(deadline=None)
 def test_constant_power_gives_its_energy_per_image(watts: float, images: int, start: float, seconds: float) -> None:
     window = (int(start * SECOND), int((start + seconds) * SECOND))
     (found,) = energy_of(powers([watts] * 200), [window], images=[images])

@@ -37,7 +37,7 @@ def save_quantizer(
 @pytest.mark.parametrize("ints", [False, True])
 @pytest.mark.parametrize("constant", [False, True])
 @given(value=st.integers(-128, 127))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_an_int8_zero_point_may_only_be_zero(
     tmp_path_factory: pytest.TempPathFactory, constant: bool, ints: bool, value: int
 ) -> None:
@@ -121,7 +121,7 @@ def test_weights_behind_a_link_or_missing_are_refused(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(0, 10_000), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_damaged_file_never_does_more_than_being_refused(
     tmp_path_factory: pytest.TempPathFactory, cut: int, seed: int
 ) -> None:
