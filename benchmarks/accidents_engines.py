@@ -12,7 +12,6 @@ import yaml
 
 from benchmarks.accident import CLASSES, SIDE, Accident, Said, Workshop, said_by, said_by_command
 from benchmarks.accidents_numbers import OURS
-from pipeline.doctor import providers
 from targets.runtimes.engine import ENGINE_FILE
 from targets.worker import Worker
 
@@ -61,10 +60,11 @@ def _with_leftovers(said: Said, output: Path) -> Said:
     return Said(caught=said.caught and not any(output.iterdir()), said=said.said)
 
 
-def provider_of_doctor(shop: Workshop) -> Said:
-    """A provider that this ONNX Runtime does not have: a session on it falls back to the CPU without an error."""
-    reason = providers._ask(providers._TRY, CUDA)[1] or ""
-    return Said(caught="fall" in reason, said=reason, found="a session of one product, in a process of its own")
+def provider_of_runtime(shop: Workshop) -> Said:
+    """A provider that this ONNX Runtime does not have: its package would answer on the CPU without an error."""
+    model, output = shop.graph() / "model.onnx", shop.folder("provider/engine")
+    said = said_by(lambda: _build(model, output, "onnxruntime_cuda", "fp32"), "without the CUDA provider")
+    return _with_leftovers(said, output)
 
 
 def provider_of_target(shop: Workshop) -> Said:
@@ -191,9 +191,9 @@ ENGINES = (
     ),
     Accident(
         name="provider that falls back",
-        done="a session on the CUDA provider of an ONNX Runtime that has none",
-        by="doctor",
-        stage=provider_of_doctor,
+        done="an engine for the CUDA provider of an ONNX Runtime that has none",
+        by="runtime",
+        stage=provider_of_runtime,
         tests=("tests/pipeline/doctor/test_providers.py::test_a_provider_whose_session_falls_back_is_found_out", OURS),
     ),
     Accident(

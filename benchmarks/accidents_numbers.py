@@ -14,7 +14,7 @@ from pipeline.pixels import Pixels
 from pipeline.recipe import Measure
 from pipeline.validation import Engines, Subject, check_parity, measure_accuracy
 from pipeline.verdict import exit_code, judge
-from stages.quantize.half import emulate
+from stages.quantize.half import HALVES, emulate
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
 from targets.preprocess import Preprocess
@@ -51,7 +51,7 @@ def overflow(shop: Workshop) -> Said:
 def _lost_without_islands(graph: Path, folder: Path) -> float:
     """Share of answers that are not finite where everything is rounded to fp16."""
     model = onnx.load(graph / "model.onnx")
-    emulate(model, set())
+    emulate(model, set(), HALVES["fp16"])
     onnx.save(model, folder / "model.onnx")
     preprocess = ViTSpec.model_validate_json((graph / "vit.json").read_text()).preprocess
     pixels = digits(Role.SELECT).uint8(preprocess, folder=folder)
