@@ -53,6 +53,13 @@ class Measure(Record):
         default=None, description="for zero_shot: .npy or .safetensors, [classes, width]"
     )
     command: str | None = Field(default=None, description="for command: a program that is given {bundle}")
+    known_accuracy: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="the source's metric as it is known from elsewhere, 0 to 1: where the baseline is further from it "
+        "than 5 points, images or labels are read in another way, and the build fails",
+    )
 
     @model_validator(mode="after")
     def _has_what_its_metric_needs(self) -> "Measure":

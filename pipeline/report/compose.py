@@ -72,9 +72,11 @@ class Built:
 
 def compose(built: Built) -> Report:
     """Put the report together and judge it."""
+    from pipeline.plausible import implausible
     from pipeline.verdict import judge
 
     validation, target, winner = built.validation, built.target, built.winner
+    measure = built.plan.recipe.measure
     latencies = {int(batch): latency(one, batch=int(batch)) for batch, one in validation.latencies.items()}
     judged = latencies.pop(winner.batch, None)
     comparison = validation.latencies.get(str(winner.batch))
@@ -102,7 +104,7 @@ def compose(built: Built) -> Report:
             parity=validation.parity,
             baseline_runtime=summary.baseline_runtime,
             never_ran=never_ran(proof),
-            broken=proof.broken,
+            broken=(*proof.broken, *filter(None, [implausible(validation.accuracy, measure.known_accuracy)])),
         ),
         accuracy=validation.accuracy,
         latency_ms=judged,

@@ -9,6 +9,7 @@ from typing import Any
 from targets.errors import InputError, WorkerError
 from targets.runtimes.intel.library import fix_batch, load_library, read_graph, reason, tensor
 from targets.runtimes.intel.options import DEVICES, NPU, properties
+from targets.runtimes.intel.pool import RequestPool
 from targets.runtimes.runtime import Array, Feeds, product_macs
 
 ASKED = (
@@ -38,7 +39,7 @@ class OpenVinoSession:
         self._compiled = self._compile(profiling=False)
         self._check_streams()
         self._request = self._compiled.create_infer_request()
-        self._pool: Any = None
+        self._pool: RequestPool | None = None
         self.inputs = tuple(tensor(one) for one in self._compiled.inputs)
         self.outputs = tuple(tensor(one) for one in self._compiled.outputs)
         self.requests = self._requests()
@@ -51,14 +52,13 @@ class OpenVinoSession:
     def submit(self, feeds: Feeds, answered: Callable[[dict[str, Array]], None]) -> None:
         """Start a query, waiting for a free request where all are busy; `answered` is called from another thread."""
         if self._pool is None:
-            self._pool = load_library().AsyncInferQueue(self._compiled, self.requests)
-            self._pool.set_callback(self._hand_over)
-        self._pool.start_async(feeds, answered, share_inputs=True)
+            self._pool = RequestPool(self._compiled, self.requests, [one.name for one in self.outputs])
+        self._pool.submit(feeds, answered)
 
     def wait(self) -> None:
         """Wait until all queries are answered; raises what one of them raised."""
         if self._pool is not None:
-            self._pool.wait_all()
+            self._pool.wait()
 
     def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
         """Nodes of the execution graph, from a graph compiled with counters, which slow queries down.
@@ -125,13 +125,10 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Give the memory back."""
-        self.wait()
-        self._pool = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
         del self._request, self._compiled
-
-    def _hand_over(self, request: Any, answered: Callable[[dict[str, Array]], None]) -> None:
-        """Copy what a request of the pool answered before it is used for another query."""
-        answered({one.name: request.get_output_tensor(index).data.copy() for index, one in enumerate(self.outputs)})
 
     def _requests(self) -> int:
         """How many queries it answers at once: one for the shortest latency."""

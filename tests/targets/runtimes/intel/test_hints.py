@@ -170,3 +170,19 @@ def test_a_query_that_fails_is_told(tmp_path: Path) -> None:
     session.submit({"image": images(1)}, fails)
     with pytest.raises(ValueError, match="nobody wants it"):
         session.wait()
+    session.submit({"image": images(1)}, lambda answers: None)
+    session.wait()  # told once; the pool goes on
+    session.close()
+
+
+def test_sessions_come_and_go_without_hanging(tmp_path: Path) -> None:
+    """What OpenVINO's own queue does not survive: given up right after its last answer."""
+    from targets.runtimes import openvino_cpu
+
+    options = {"precision": "fp32", "batch": 1, "threads": 1, "hint": "throughput"}
+    graph = save_fp32(tmp_path / "graph.onnx")
+    for _ in range(300):
+        session = openvino_cpu.load(graph, options)
+        session.submit({"image": images(1)}, lambda answers: None)
+        session.wait()
+        session.close()
