@@ -25,6 +25,7 @@ from pipeline.search.replan import replan, reshaping_after, searched_step
 from pipeline.search.search import Search
 from pipeline.search.workbench import Workbench
 from pipeline.store import Store
+from pipeline.survivors import bring_candidates
 from pipeline.validation import Engines, Subject, Validation, validate
 from stages.artifact import Artifact, Format
 from stages.data.images import check_roles, open_images
@@ -113,6 +114,7 @@ class _TargetBuild(TargetWork):
         self.refuse_labels(before)
         self._check_search(before)
         decision = self._search(before) if searched_step(self.plan) else None
+        self.target = bring_candidates(self.runner, self.target, lambda one: (one.engine,))
         for step in self.target.steps():
             self.runner.bring(step)
         baseline = self._engine(self._baseline)
@@ -203,8 +205,7 @@ class _TargetBuild(TargetWork):
     def _search(self, before: Described) -> "Decision":
         """Choose runtime and precision by the unpruned engines, then shapes for them; plans the target anew."""
         baseline = self._engine(self._baseline)
-        for one in self.target.candidates:
-            self.runner.bring(one.unpruned)
+        self.target = bring_candidates(self.runner, self.target, lambda one: (one.unpruned,))
         lazy = self.reference(baseline, self._baseline.key, before)
         self.pair = self.check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
         candidate = next(one for one in self.target.candidates if one.name == self.pair.winner)

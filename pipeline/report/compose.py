@@ -329,7 +329,16 @@ def _stage(title: str, artifact: "Artifact", built: Built) -> StageRow:
 
 
 def _passed_over(target: "TargetPlan | AwayPlan") -> list[CandidateRow]:
+    """Runtimes of the profile that did not come in question, and candidates (`openvino int8`) that failed."""
     return [
-        CandidateRow(runtime=name, precision="", p50_ms=None, agreement=None, bytes=None, chosen=False, reason=reason)
+        CandidateRow(
+            runtime=name.partition(" ")[0],
+            precision=name.partition(" ")[2],
+            p50_ms=None,
+            agreement=None,
+            bytes=None,
+            chosen=False,
+            reason=reason,
+        )
         for name, reason in target.passed_over
     ]
