@@ -61,7 +61,7 @@ def test_training_recovers_part_of_what_quantization_of_the_same_bits_lost(
     left = 1 - trained.result.facts["agreement"]
 
     assert lost > 0.03
-    assert left < 0.9 * lost
+    assert left < 0.8 * lost
     assert trained.result.facts["divergence"] < untrained.result.facts["divergence"]
     assert trained.result.facts["kept"] == "trained"
     assert trained.result.facts["untrained"]["agreement"] < trained.result.facts["agreement"]
