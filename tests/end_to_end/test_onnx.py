@@ -98,6 +98,23 @@ def test_a_time_below_the_floor_of_its_target_ends_the_build(onnx_recipe: Path, 
     assert not (tmp_path / "out" / "mine" / "report.json").exists()
 
 
+def test_a_candidate_that_cannot_be_made_loses_and_a_source_that_is_not_what_it_is_known_to_be_fails(
+    onnx_recipe: Path, vitrim: Run, tmp_path: Path
+) -> None:
+    onnx_recipe.write_text(RECIPE.replace("{images: 32}", '{precision: auto, images: 32, keep_float: ["*"]}'))
+    words = ("--set", "measure.known_accuracy=0.99")
+    done = vitrim("build", onnx_recipe, *words, "--output", tmp_path / "out")
+
+    assert done.returncode == 1, done.stderr
+    assert "candidate onnxruntime int8 is out: keep_float '*'" in done.stderr
+    report = Report.model_validate_json((tmp_path / "out" / "cpu" / "report.json").read_text())
+    out = {row.precision for row in report.candidates if row.reason.startswith("failed: keep_float")}
+    assert "int8" in out
+    assert {row.precision for row in report.candidates if row.chosen} <= {"fp32", "bf16"}
+    assert report.verdict.status == "failed"
+    assert "99.0 % is known of it" in report.verdict.sentence
+
+
 def _bundle_answers(bundle: Path, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "white").save(tmp_path / "picture.png")
     words = [sys.executable, str(bundle / "run.py"), str(tmp_path / "picture.png"), "--json", "--top", str(CLASSES)]
