@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import build, inspect, store, targets
+from pipeline.cli import build, inspect, nightly, store, targets
 from targets.errors import VitrimError
 
 INTERRUPTED = 130
@@ -45,6 +45,7 @@ build.register(app)
 inspect.register(app)
 app.add_typer(targets.app, name="targets")
 app.add_typer(store.app, name="store")
+app.add_typer(nightly.app, name="nightly")
 
 
 def main() -> None:

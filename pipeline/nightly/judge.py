@@ -20,6 +20,9 @@ WORDS = {
     "power_w": ("power", "W"),
     "memory_bytes": ("peak memory", "bytes"),
     "engine_bytes": ("size of the engine", "bytes"),
+    "health_ms": ("reference graph", "ms"),
+    "top1": ("top-1", "%"),
+    "answered": ("images answered", "%"),
 }
 
 
@@ -111,7 +114,7 @@ def segment(history: Sequence[tuple[Night, Verdict]], tonight: Night) -> Past:
             past.nights = [one for one in past.nights if one.at < first]
             past.open = past.open or verdict
             continue
-        if verdict.kind == "improvement" and verdict.culprit is not None:
+        if verdict.kind in ("improvement", "accepted") and verdict.culprit is not None:
             past.nights = [one for one in past.nights if one.at >= verdict.culprit.first_bad.at]
         if verdict.kind == "environment_changed":
             past = Past()
