@@ -6,9 +6,6 @@ VitrimError
 │   └── UnknownNameError  a name that is not known, with the nearest known ones
 ├── StageError        a stage ran and could not do its work: exit 1
 ├── WorkerError       the worker process, a runtime or a device failed: exit 1
-├── DeviceLostError   a board or the way to it is gone, worth another try: exit 1
-├── DeviceBusyError   somebody else holds the board: exit 1
-├── DeviceRefusedError  not the board that was asked for, another try changes nothing: exit 1
 └── StoreError        the store cannot be written or holds something broken: exit 2
 
 A message says what, which value, what is allowed, what to do; lower case, no full stop, values with !r.
@@ -61,18 +58,6 @@ class StageError(VitrimError):
 
 class WorkerError(VitrimError):
     """The worker process, a runtime or a device failed."""
-
-
-class DeviceLostError(VitrimError):
-    """A board, or the link to it, went away: worth another try."""
-
-
-class DeviceBusyError(VitrimError):
-    """Somebody else holds the board; the message says who."""
-
-
-class DeviceRefusedError(VitrimError):
-    """The board is not the one that was asked for, or does not let us in: another try changes nothing."""
 
 
 class StoreError(VitrimError):
