@@ -1,7 +1,7 @@
 """Answers of one night against those of a good one, image by image.
 
-N images, C classes. The gate is non-inferiority: the 95 % interval of the drop has to lie below the margin. That no
-difference was found says nothing where few images were asked, so then it is said how many would decide.
+N images, C classes. The gate is non-inferiority: the 95 % interval of the drop has to lie below the margin, else a
+warning says that these images do not show it, and how many would. An alarm is what is beyond the margin and no chance.
 """
 
 from collections.abc import Sequence
@@ -171,7 +171,7 @@ def judge_answers(
     found = _lost(tonight, change, p_value, policy, culprit)
     if found is None and released is not None and released[1].drop_ci95 is not None:
         night, since = released
-        if since.drop_ci95 is not None and since.drop_ci95[0] > 0 and since.drop_ci95[1] > policy.accuracy_points:
+        if _beyond(since, policy):
             text = f"{_counts(since)} since the release of {night.at.date()}: it crept down"
             crept = Culprit(last_good=night, first_bad=opened or tonight)
             found = _told("regression", tonight, since, text, rule="creep", culprit=crept)
@@ -184,7 +184,7 @@ def judge_answers(
 
 
 def _held(tonight: Night, change: Change, p_value: float | None, policy: Policy) -> Verdict:
-    """Nothing was lost for sure: shown to be within the margin, or not enough images to show it."""
+    """Not more was lost than may be, for sure or as far as these images tell."""
     if change.drop_ci95 is None:
         return _told("ok", tonight, change, f"{change.flips:,} of {change.images:,} answers are others")
     if change.drop_ci95[1] <= policy.accuracy_points:
@@ -195,7 +195,8 @@ def _held(tonight: Night, change: Change, p_value: float | None, policy: Policy)
         policy.accuracy_points, lost=change.lost or 0, gained=change.gained or 0, images=change.images
     )
     more = f"; about {needed:,} images would tell" if needed else ""
-    text = f"{_counts(change)}: too few images to show that at most {policy.accuracy_points:g} points are lost{more}"
+    lacking = f"{change.images:,} images do not show that at most {policy.accuracy_points:g} points are lost"
+    text = f"{_counts(change)}: {lacking}{more}"
     return _told("ok", tonight, change, text, rule="accuracy", p_value=p_value).replace(warnings=(text,))
 
 
@@ -203,14 +204,21 @@ def _lost(tonight: Night, change: Change, p_value: float | None, policy: Policy,
     """A loss that is one for sure, of all images or of one class."""
     if change.drop_ci95 is None or p_value is None:
         return None
-    low, high = change.drop_ci95
-    if low > 0 and high > policy.accuracy_points and p_value <= policy.false_discoveries:
+    if _beyond(change, policy) and p_value <= policy.false_discoveries:
         return _told("regression", tonight, change, _counts(change), rule="accuracy", culprit=culprit, p_value=p_value)
     worst = change.worst
     if worst is not None and worst.p_value <= policy.false_discoveries and worst.points >= policy.class_points:
         text = f"class {worst.index} lost {worst.points:.1f} points of its {worst.images:,} images ({_counts(change)})"
         return _told("regression", tonight, change, text, rule="classes", culprit=culprit, p_value=worst.p_value)
     return None
+
+
+def _beyond(change: Change, policy: Policy) -> bool:
+    """A loss for sure, of more than may be lost. One that is smaller for sure is none of the night's business."""
+    drop = change.drop_points
+    return (
+        drop is not None and change.drop_ci95 is not None and change.drop_ci95[0] > 0 and drop > policy.accuracy_points
+    )
 
 
 def _opened(history: Sequence[tuple[Night, Verdict]], reference: Night) -> Night | None:

@@ -1,21 +1,29 @@
-"""Bench: what a night asks of a board, whatever is behind it; and the board that is this very machine."""
+"""Bench: what a night asks of a board; and the devices of the devices file, which answer it."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from targets.errors import DeviceBusyError, InputError, WorkerError
+import numpy as np
+
+from pipeline.nightly.stop import StoppedError
+from targets.bundle.manifest import BundleManifest
+from targets.devices.device import Device, Session
+from targets.devices.job import Job, JobEngine
+from targets.errors import VitrimError, WorkerError
 from targets.measure.measurement import Comparison, Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stages.data.images import ImageSet
-    from targets.preprocess import Preprocess
 
+SHARD = 512
+"""images in one file that is copied"""
 Tell = Callable[[str, float | None], None]
 
 
@@ -77,19 +85,33 @@ class Bench(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocalBench:
-    """This machine."""
+@dataclass
+class DeviceBench:
+    """A device of the devices file, whatever its kind."""
 
-    name: str
-    target: str
-    lock: Path
-    """file whose lock stands for the machine"""
-    shares_host: bool = True
+    device: Device
+    shares_host: bool
+    _session: Session | None = None
 
-    def open(self, *, wait_seconds: float) -> AbstractContextManager[None]:
-        """Hold the machine against other runs of this user."""
-        return _held(self.lock, wait_seconds, self.name)
+    @property
+    def name(self) -> str:
+        """What the devices file calls it."""
+        return self.device.name
+
+    @property
+    def target(self) -> str:
+        """What is built for it."""
+        return self.device.spec.target
+
+    @contextmanager
+    def open(self, *, wait_seconds: float) -> Iterator[None]:
+        """Hold the board."""
+        with self.device.session(who="vitrim nightly", wait_seconds=wait_seconds) as session:
+            self._session = session
+            try:
+                yield
+            finally:
+                self._session = None
 
     def measure(
         self,
@@ -101,98 +123,82 @@ class LocalBench:
         scratch: Path,
         tell: Tell,
     ) -> Measured:
-        """Measure with the workers of this machine."""
-        from pipeline.answers import engine_answers
-        from pipeline.pixels import Pixels
-        from targets.bundle.verify import verify_bundle
-        from targets.measure.latency import EngineUnderTest, compare
-        from targets.preprocess import Preprocess
-
-        engines, manifests, read = {}, {}, {}
+        """Push what is missing there, and run one job."""
+        session = self._session
+        if session is None:
+            raise RuntimeError("a board is held while it measures")
+        manifests = {role: read_manifest(bundle, role) for role, bundle in bundles.items()}
+        before = session.health()
+        engines, pushed = {}, {}
         for role, bundle in bundles.items():
-            problems = verify_bundle(bundle)
-            if problems:
-                raise WorkerError(f"the bundle of {role} is damaged: {'; '.join(problems[:3])}")
-            manifests[role] = manifest = json.loads((bundle / "manifest.json").read_text())
-            if manifest["engine_sha256"] is None:
-                raise InputError(f"device {self.name!r} is this machine, and the bundle has no engine for it")
-            read[role] = Preprocess.model_validate_json((bundle / "preprocessing.json").read_text())
-            batch = int(manifest["batch"])
-            engines[role] = EngineUnderTest(
-                folder=bundle / "engine",
-                batch=batch,
-                inputs=timed_inputs(batch, read[role], images, scratch),
+            pixels = _push_pixels(bundle, images, session, Path(scratch, f"pixels-{role}"))
+            pushed[role] = pixels
+            engines[role] = JobEngine(
+                source=session.push(bundle),
+                runtime=manifests[role].runtime,
+                precision=manifests[role].precision,
+                images=pixels,
             )
-        first = next(iter(engines.values())).inputs
-        assert first is not None
-        comparison = compare(engines, first, level=level, tell=tell)
-        found = {}
-        if answers and images is not None:
-            for role, bundle in bundles.items():
-                pixels = Pixels.of(images, read[role], scratch)
-                found[role] = engine_answers(bundle / "engine", pixels, tell=tell)
+        job = Job(
+            engines=engines,
+            images=next(iter(pushed.values())),
+            batch=next(iter(manifests.values())).batch,
+            level=level,
+            answers=answers and images is not None,
+            nonce=secrets.token_hex(8),
+        )
+        try:
+            result = session.run(job, tell)
+        except StoppedError:
+            with suppress(VitrimError):
+                session.cancel(job.key)
+            raise
+        if result.comparison is None:
+            raise WorkerError(f"device {self.name!r} gave no times")
+        after = session.health()
         return Measured(
-            comparison=comparison,
-            environment=_environment(comparison, next(iter(manifests.values()))["runtime"]),
-            engine_bytes={role: bytes_of(bundle / "engine") for role, bundle in bundles.items()},
-            answers=found,
+            comparison=result.comparison,
+            environment=result.environment,
+            engine_bytes={role: _engine_bytes(one.engine) for role, one in result.roles.items()},
+            answers={role: np.load(one.answers) for role, one in result.roles.items() if one.answers is not None},
+            health_ms=() if before.flags or after.flags else (before.value_ms, after.value_ms),
+            facts={
+                "agent": result.agent,
+                "attempts": result.attempts,
+                "built_there": {role: one.reason for role, one in result.roles.items() if one.built},
+                "before": result.before,
+                "after": result.after,
+            },
         )
 
 
-def timed_inputs(batch: int, preprocess: "Preprocess", images: "ImageSet | None", folder: Path) -> "NDArray[Any]":
-    """What engines are timed with, float32 [N, 3, H, W]: the first evaluation images, else random pixels."""
-    import numpy as np
+def read_manifest(bundle: Path, role: str) -> BundleManifest:
+    """What a bundle says of itself. Raises WorkerError where it is damaged."""
+    from targets.bundle.verify import verify_bundle
 
-    from pipeline.pixels import INPUTS, Pixels
-    from targets.preprocess import normalise
+    problems = verify_bundle(bundle)
+    if problems:
+        raise WorkerError(f"the bundle of {role} is damaged: {'; '.join(problems[:3])}; build it again")
+    return BundleManifest.model_validate_json((bundle / "manifest.json").read_text())
 
-    count = max(INPUTS, batch)
+
+def _push_pixels(bundle: Path, images: "ImageSet | None", session: Session, folder: Path) -> str:
+    """Bring the images onto the board as one engine reads them, else random pixels; returns their digest there."""
+    from pipeline.pixels import INPUTS
+    from targets.preprocess import Preprocess
+
+    preprocess = Preprocess.model_validate_json((bundle / "preprocessing.json").read_text())
+    folder.mkdir()
     if images is not None and len(images):
-        return Pixels.of(images.subset(range(min(count, len(images)))), preprocess, folder).inputs(count)
-    size = (count, preprocess.height, preprocess.width, 3)
-    return normalise(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8), preprocess)
+        pixels = np.load(images.pixels_file(preprocess, folder.parent), mmap_mode="r")
+    else:
+        size = (INPUTS, preprocess.height, preprocess.width, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    for number, start in enumerate(range(0, len(pixels), SHARD)):
+        np.save(folder / f"{number:04}.npy", pixels[start : start + SHARD], allow_pickle=False)
+    (folder / "preprocess.json").write_text(json.dumps({"mean": preprocess.mean, "std": preprocess.std}))
+    return session.push(folder)
 
 
-def bytes_of(folder: Path) -> int:
-    """Size of an engine's files, without what describes them."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "engine.json")
-
-
-def _held(lock: Path, wait_seconds: float, name: str) -> AbstractContextManager[None]:
-    from collections.abc import Iterator
-    from contextlib import contextmanager
-
-    from pipeline.store.locks import BusyError, locked, read_holder, write_holder
-
-    holder = lock.with_suffix(".holder")
-
-    @contextmanager
-    def holding() -> Iterator[None]:
-        try:
-            with locked(lock, holder_file=holder, timeout_s=wait_seconds):
-                write_holder(holder)
-                yield
-        except BusyError:
-            who = read_holder(holder)
-            raise DeviceBusyError(f"device {name!r} is held by {who or 'somebody else'}") from None
-
-    return holding()
-
-
-def _environment(comparison: Comparison, runtime: str) -> dict[str, str]:
-    """What this machine is and how it is set."""
-    from targets.facts import installed_version, probe, stable_facts
-
-    facts = probe()
-    before = comparison.conditions_before
-    found = {name: value for name, value in stable_facts(facts).items() if value}
-    found["kernel"] = facts["kernel"]
-    found[runtime] = installed_version(runtime) or "unknown"
-    for name in ("governors", "turbo", "cpu_quota"):
-        if before.get(name) is not None:
-            value = before[name]
-            found[name] = ", ".join(sorted(value)) if isinstance(value, dict) else str(value)
-    watched = comparison.watched
-    if watched is not None and watched.facts.get("power_mode"):
-        found["power_mode"] = str(watched.facts["power_mode"])
-    return found
+def _engine_bytes(engine: Mapping[str, Any]) -> int:
+    return sum(int(file["size_bytes"]) for file in engine["files"].values())

@@ -29,11 +29,7 @@ def hints(
 ) -> tuple[str, ...]:
     """Say what changed between two nights, likeliest first. layers: of the reports of their builds."""
     good, bad = culprit.last_good, culprit.first_bad
-    found = []
-    for name in sorted({*good.environment, *bad.environment}):
-        before, after = good.environment.get(name, "unknown"), bad.environment.get(name, "unknown")
-        if before != after:
-            found.append(f"{_cause(name)}: {name} {before} → {after}")
+    found = [f"{_cause(one.partition(' ')[0])}: {one}" for one in culprit.environment_changes]
     found += _kernels(good_layers, bad_layers)
     found += _code(culprit, repository)
     if good.vitrim != bad.vitrim:

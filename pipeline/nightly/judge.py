@@ -201,9 +201,9 @@ def _still(past: Past, opened: Verdict, tonight: Night, level: float, policy: Po
 
 def _new_segment(last: Night, values: Sequence[float], tonight: Night) -> Verdict:
     level = Window(tuple(values[-14:])).level
-    changes = Culprit(last_good=last, first_bad=tonight).changes
-    text = f"a new segment begins: {'; '.join(changes)}"
-    return _told("environment_changed", tonight, level, text, rule="segment")
+    culprit = Culprit(last_good=last, first_bad=tonight)
+    text = f"a new segment begins: {'; '.join(culprit.changes)}"
+    return _told("environment_changed", tonight, level, text, rule="segment", culprit=culprit)
 
 
 def _told(

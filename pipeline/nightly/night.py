@@ -31,6 +31,8 @@ Kind = Literal["logits", "features"]
 """of answers"""
 SCOPES = ("board", "gpu", "cpu")
 """of energy: the first that is measured counts"""
+POWER_NOISE = 0.01
+"""half of the least interval of a ratio of energies or powers: sensors of boards are no better"""
 RESAMPLES = 2000
 SEED = 20261127
 
@@ -152,10 +154,16 @@ def rerun_of(measured: Measured, metric: Metric, good_artifact: str) -> Rerun | 
     if not tonight or not good or median(good) <= 0:
         return None
     ratio = median(tonight) / median(good)
-    exact = metric == "engine_bytes"
-    if not exact and min(len(tonight), len(good)) < 2:
+    if metric == "engine_bytes":
+        interval = (ratio, ratio)
+    elif metric in ("energy_mj", "power_w"):  # one figure of an engine: as sure as its times, which it is the sum over
+        _, (low, high) = paired_ratio(comparison.measurements[TONIGHT], comparison.measurements[GOOD])
+        wide = max((high - low) / 2, POWER_NOISE)
+        interval = (ratio * (1 - wide), ratio * (1 + wide))
+    elif min(len(tonight), len(good)) < 2:
         return None
-    interval = (ratio, ratio) if exact else _ratio_interval(tonight, good)
+    else:
+        interval = _ratio_interval(tonight, good)
     return Rerun(ratio=ratio, ratio_ci95=interval, good_artifact=good_artifact)
 
 

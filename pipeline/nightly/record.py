@@ -119,11 +119,7 @@ class Culprit(Record):
     def changes(self) -> tuple[str, ...]:
         """What differs between the two, in words: the first place to look."""
         good, bad = self.last_good, self.first_bad
-        found = [
-            f"{name} {good.environment.get(name, 'unknown')} → {bad.environment.get(name, 'unknown')}"
-            for name in sorted({*good.environment, *bad.environment})
-            if good.environment.get(name) != bad.environment.get(name)
-        ]
+        found = list(self.environment_changes)
         if good.commit != bad.commit:
             found.append(f"commit {good.commit or 'unknown'} → {bad.commit or 'unknown'}")
         if good.vitrim != bad.vitrim:
@@ -131,6 +127,16 @@ class Culprit(Record):
         if good.artifact != bad.artifact:
             found.append("the engine")
         return tuple(found)
+
+    @property
+    def environment_changes(self) -> tuple[str, ...]:
+        """What differs between their environments: `driver 560 → 570`."""
+        good, bad = self.last_good.environment, self.first_bad.environment
+        return tuple(
+            f"{name} {good.get(name, 'unknown')} → {bad.get(name, 'unknown')}"
+            for name in sorted({*good, *bad})
+            if good.get(name) != bad.get(name)
+        )
 
 
 class Verdict(Record):

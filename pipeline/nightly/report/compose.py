@@ -110,14 +110,15 @@ def _marks(
     shown = {night.at for _, night, _ in history}
     for _, night, verdict in history:
         if verdict.kind == "environment_changed":
-            text = "; ".join(verdict.culprit.changes) if verdict.culprit else verdict.sentence.partition(": ")[2]
+            changes = verdict.culprit.environment_changes if verdict.culprit else ()
+            text = "; ".join(changes) or verdict.sentence
             found["environment", night.at] = Mark(what="environment", at=night.at, text=text)
         if verdict.kind in ("regression", "improvement") and verdict.culprit is not None:
             first = verdict.culprit.first_bad
             at = first.at if first.at in shown else night.at
-            changes = "; ".join(verdict.culprit.changes)
+            told = "; ".join(verdict.culprit.changes)
             what = "regression" if verdict.kind == "regression" else "improvement"
-            mark = Mark.model_validate({"what": what, "at": at, "text": changes or verdict.sentence})
+            mark = Mark.model_validate({"what": what, "at": at, "text": told or verdict.sentence})
             found.setdefault((what, at), mark)
     for one in accepts:
         after = [night for run, night, _ in history if place.get(run, -1) > place.get(one["run"], -1)]
