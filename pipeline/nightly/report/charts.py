@@ -47,12 +47,16 @@ def trend(one: SeriesReport) -> Markup:
             group = SubElement(svg, "g")
             line(group, x, x, TOP - 10, BOTTOM, f"event {mark.what}")
             SubElement(group, "title").text = f"{mark.at:%Y-%m-%d} {mark.what}: {mark.text}"
+    borders = [mark.at for mark in one.marks if mark.what == "environment" and mark.at in by_at]
+    begin = max((by_at[at] for at in borders), default=places[0])  # of tonight's segment
     if one.verdict.baseline is not None and low <= scaled(metric, one.verdict.baseline) <= high:
         y = height(one.verdict.baseline)
-        line(svg, LEFT, RIGHT, y, y, "level")
-    joined = [(place, point.value) for place, point in zip(places, one.points, strict=True) if _counts(point)]
-    for (x1, first), (x2, second) in pairwise(joined):
-        if first is not None and second is not None:
+        line(svg, begin, RIGHT, y, y, "level")
+    joined = [(place, point) for place, point in zip(places, one.points, strict=True) if _counts(point)]
+    for (x1, left), (x2, right) in pairwise(joined):
+        first, second = left.value, right.value
+        same_segment = not any(left.at < at <= right.at for at in borders)
+        if first is not None and second is not None and same_segment:
             line(svg, x1, x2, height(first), height(second), "row")
     for place, point in zip(places, one.points, strict=True):
         group = SubElement(svg, "g")

@@ -3,8 +3,10 @@
 https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands
 """
 
+from collections.abc import Sequence
+
 from pipeline.nightly.report import words
-from pipeline.nightly.report.record import NightReport
+from pipeline.nightly.report.record import NightReport, SeriesReport
 from pipeline.report.figures import visible
 
 MOST = 10
@@ -14,23 +16,22 @@ MOST = 10
 def annotations(report: NightReport) -> list[str]:
     """Return the lines to print: errors first, then warnings."""
     errors = [
-        _line("error", words.title(one), f"{one.verdict.sentence}; {words.blamed(one)}".rstrip("; "))
-        for one in report.alarms
-        if one.verdict.kind in ("regression",)
+        _line("error", words.case_title(case), f"{_sentences(case)}; {words.blamed(case[0])}".rstrip("; "))
+        for case in report.cases
+        if case[0].verdict.kind == "regression"
     ]
     errors += [_line("error", one.cell, f"{one.status}: {one.reason}") for one in report.failed_cells]
-    lost = {one.cell for one in report.failed_cells}
-    errors += [
-        _line("error", words.title(one), one.verdict.sentence)
-        for one in report.alarms
-        if one.verdict.kind in ("failed", "missing") and f"{one.series.recipe}@{one.series.device}" not in lost
-    ]
+    errors += [_line("error", words.title(one), one.verdict.sentence) for one in report.lost_metrics]
     warnings = [
-        _line("warning", words.title(one), one.verdict.sentence)
-        for one in report.alarms
-        if one.verdict.kind in ("suspicious", "quarantine")
+        _line("warning", words.case_title(case), _sentences(case))
+        for case in report.cases
+        if case[0].verdict.kind != "regression"
     ]
     return [*_few(errors, "error"), *_few(warnings, "warning")]
+
+
+def _sentences(case: Sequence[SeriesReport]) -> str:
+    return "; ".join(one.verdict.sentence for one in case)
 
 
 def _few(lines: list[str], level: str) -> list[str]:

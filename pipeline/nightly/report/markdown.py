@@ -1,13 +1,14 @@
 """The run in Markdown: for a job's summary, a mail, an issue."""
 
 import re
+from collections.abc import Sequence
 
 from pipeline.nightly.report import words
 from pipeline.nightly.report.record import NightReport, SeriesReport
 from pipeline.report.figures import visible
 
 SHOWN = 20
-"""alarms that are written out"""
+"""cases that are written out"""
 
 
 def to_markdown(report: NightReport) -> str:
@@ -20,21 +21,17 @@ def to_markdown(report: NightReport) -> str:
         + f"vitrim {_text(report.vitrim)}, {report.ended or 'not over yet'}.",
         "",
     ]
-    for one in [one for one in report.alarms if one.verdict.kind not in ("failed", "missing")][:SHOWN]:
-        lines += _alarm(one)
+    for case in report.cases[:SHOWN]:
+        lines += _alarm(case)
+    if len(report.cases) > SHOWN:
+        lines += [f"{len(report.cases) - SHOWN} more are on the dashboard.", ""]
     if report.failed_cells:
         lines += ["## Cells without values", "", "| cell | what | why |", "|---|---|---|"]
         lines += [f"| {_text(one.cell)} | {one.status} | {_text(one.reason)} |" for one in report.failed_cells]
         lines.append("")
-    lost = {one.cell for one in report.failed_cells}
-    gone = [
-        one
-        for one in report.alarms
-        if one.verdict.kind in ("failed", "missing") and f"{one.series.recipe}@{one.series.device}" not in lost
-    ]
-    if gone:
+    if report.lost_metrics:
         lines += ["## Metrics without values", ""]
-        lines += [f"- {_text(words.title(one))}: {_text(one.verdict.sentence)}" for one in gone] + [""]
+        lines += [f"- {_text(words.title(one))}: {_text(one.verdict.sentence)}" for one in report.lost_metrics] + [""]
     told = [one for one in report.series if one.verdict.kind in ("improvement", "environment_changed", "invalid")]
     if told:
         lines += ["## What else changed", ""]
@@ -47,21 +44,18 @@ def to_markdown(report: NightReport) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _alarm(one: SeriesReport) -> list[str]:
-    lines = [
-        f"## {words.KINDS[one.verdict.kind].capitalize()}: {_text(words.title(one))} {words.change_of(one)}",
-        "",
-        _text(one.verdict.sentence) + ".",
-        "",
-    ]
-    blamed = words.blamed(one)
+def _alarm(case: Sequence[SeriesReport]) -> list[str]:
+    first = case[0]
+    lines = [f"## {words.KINDS[first.verdict.kind].capitalize()}: {_text(words.case_title(case))}", ""]
+    lines += [f"{_text(one.verdict.sentence)}.  " for one in case] + [""]
+    blamed = words.blamed(first)
     lines += [f"**{blamed[0].upper()}{blamed[1:]}.**", ""] if blamed else []
-    if one.verdict.hints:
+    if words.case_hints(case):
         lines += ["Where to look for the cause:", ""]
-        lines += [f"- {_text(hint)}" for hint in one.verdict.hints] + [""]
-    if one.verdict.reproduce:
-        fence = "`" * (3 + max((len(run) for run in re.findall("`+", one.verdict.reproduce)), default=0))
-        lines += [f"{fence}sh", visible(one.verdict.reproduce), fence, ""]
+        lines += [f"- {_text(hint)}" for hint in words.case_hints(case)] + [""]
+    if first.verdict.reproduce:
+        fence = "`" * (3 + max((len(run) for run in re.findall("`+", first.verdict.reproduce)), default=0))
+        lines += [f"{fence}sh", visible(first.verdict.reproduce), fence, ""]
     return lines
 
 

@@ -105,6 +105,24 @@ class NightReport(Record):
         return sorted(found, key=lambda one: (order.index(one.verdict.kind), one.series.recipe, one.series.device))
 
     @property
+    def cases(self) -> list[list[SeriesReport]]:
+        """Alarms with values, those of one cell and one kind that began in one night together."""
+        found: dict[tuple[str, str, str, str], list[SeriesReport]] = {}
+        for one in self.alarms:
+            if one.verdict.kind not in ("failed", "missing"):
+                since = one.verdict.culprit.first_bad.at.isoformat() if one.verdict.culprit else ""
+                own = one.series
+                found.setdefault((own.recipe, own.device, one.verdict.kind, since), []).append(one)
+        return list(found.values())
+
+    @property
+    def lost_metrics(self) -> list[SeriesReport]:
+        """Series without a value tonight whose cell has others."""
+        cells = {one.cell for one in self.failed_cells}
+        gone = [one for one in self.alarms if one.verdict.kind in ("failed", "missing")]
+        return [one for one in gone if f"{one.series.recipe}@{one.series.device}" not in cells]
+
+    @property
     def failed_cells(self) -> list[CellReport]:
         """Cells without values."""
         return [one for one in self.cells if one.status != "measured"]
@@ -117,21 +135,15 @@ class NightReport(Record):
     @property
     def sentence(self) -> str:
         """The whole night in one sentence."""
-        counts: dict[str, int] = {}
-        for one in self.series:
-            if one.verdict.alarms and one.verdict.kind not in ("failed", "missing"):
-                counts[one.verdict.kind] = counts.get(one.verdict.kind, 0) + 1
-        words = [
-            f"{number} {kind}{'s' if number > 1 and kind == 'regression' else ''}" for kind, number in counts.items()
-        ]
+        counts: dict[str, set[str]] = {}
+        for case in self.cases:
+            counts.setdefault(case[0].verdict.kind, set()).add(f"{case[0].series.recipe} on {case[0].series.device}")
+        words = [f"{kind}: {', '.join(sorted(cells))}" for kind, cells in counts.items()]
         lost = len(self.failed_cells)
         if lost:
             words.append(f"{lost} of {len(self.cells)} cells without values")
-        gone = [one for one in self.alarms if one.verdict.kind in ("failed", "missing")]
-        cells = {one.cell for one in self.failed_cells}
-        metrics = [one for one in gone if f"{one.series.recipe}@{one.series.device}" not in cells]
-        if metrics:
-            words.append(f"{len(metrics)} metrics missing")
+        if self.lost_metrics:
+            words.append(f"{len(self.lost_metrics)} metrics missing")
         if words:
-            return ", ".join(words)
+            return "; ".join(words)
         return f"nothing to look at: {len(self.cells)} cells, {len(self.series)} series"

@@ -1,6 +1,6 @@
 """The run in a terminal: what needs a look, in lines that fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from pipeline.nightly.report import words
@@ -13,16 +13,12 @@ def summary(report: NightReport, columns: int) -> str:
     lines = [*_wrapped(f"{report.run}: {report.sentence}", columns)]
     if report.ended is None:
         lines.append(f"not over yet: {len(report.waiting)} cells wait")
-    for one in report.alarms:
-        if one.verdict.kind not in ("failed", "missing"):
-            lines += ["", *_alarm(one, columns)]
+    for case in report.cases:
+        lines += ["", *_alarm(case, columns)]
     for cell in report.failed_cells:
         lines += ["", *_wrapped(f"{cell.status}: {cell.cell}: {visible(cell.reason)}", columns)]
-    lost = {one.cell for one in report.failed_cells}
-    for one in report.alarms:
-        own = f"{one.series.recipe}@{one.series.device}"
-        if one.verdict.kind in ("failed", "missing") and own not in lost:
-            lines += ["", *_wrapped(f"{one.verdict.kind}: {words.title(one)}: {one.verdict.sentence}", columns)]
+    for one in report.lost_metrics:
+        lines += ["", *_wrapped(f"{one.verdict.kind}: {words.title(one)}: {one.verdict.sentence}", columns)]
     for one in report.series:
         if one.verdict.kind in ("improvement", "environment_changed"):
             told = f"{words.KINDS[one.verdict.kind]}: {words.title(one)}: {one.verdict.sentence}"
@@ -30,15 +26,17 @@ def summary(report: NightReport, columns: int) -> str:
     return "\n".join(lines)
 
 
-def _alarm(one: SeriesReport, columns: int) -> Iterator[str]:
-    yield from _wrapped(f"{one.verdict.kind}: {words.title(one)} {words.change_of(one)}", columns)
-    yield from _wrapped(visible(one.verdict.sentence), columns, "  ")
-    if words.blamed(one):
-        yield from _wrapped(words.blamed(one), columns, "  ")
-    for hint in one.verdict.hints:
+def _alarm(case: Sequence[SeriesReport], columns: int) -> Iterator[str]:
+    first = case[0]
+    yield from _wrapped(f"{first.verdict.kind}: {words.case_title(case)}", columns)
+    for one in case:
+        yield from _wrapped(visible(one.verdict.sentence), columns, "  ")
+    if words.blamed(first):
+        yield from _wrapped(words.blamed(first), columns, "  ")
+    for hint in words.case_hints(case):
         yield from _wrapped(visible(hint), columns, "  - ")
-    if one.verdict.reproduce:
-        yield from _wrapped(f"see it again: {visible(one.verdict.reproduce)}", columns, "  ")
+    if first.verdict.reproduce:
+        yield from _wrapped(f"see it again: {visible(first.verdict.reproduce)}", columns, "  ")
 
 
 def _wrapped(text: str, columns: int, before: str = "") -> list[str]:

@@ -1,5 +1,7 @@
 """How values, kinds and metrics are written for people."""
 
+from collections.abc import Sequence
+
 from pipeline.nightly.judge import WORDS
 from pipeline.nightly.record import Kind, Metric
 from pipeline.nightly.report.record import SeriesReport
@@ -73,13 +75,26 @@ def change_of(one: SeriesReport) -> str:
         text = percent(verdict.change)
     if verdict.change_ci95 is not None:
         low, high = verdict.change_ci95
-        text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+        digits = 2 if one.series.metric in ("top1", "answered") else 1
+        text += f" [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"
     return text
 
 
 def title(one: SeriesReport) -> str:
     """`digits on shelf-1: median latency`."""
     return f"{one.series.recipe} on {one.series.device}: {metric_words(one.series.metric)[0]}"
+
+
+def case_title(case: Sequence[SeriesReport]) -> str:
+    """`digits on shelf-1: median latency +5.1 %, energy per image +5.0 %`."""
+    own = case[0].series
+    metrics = ", ".join(f"{metric_words(one.series.metric)[0]} {change_of(one)}" for one in case)
+    return f"{own.recipe} on {own.device}: {metrics}"
+
+
+def case_hints(case: Sequence[SeriesReport]) -> list[str]:
+    """Hints of all, each once."""
+    return list(dict.fromkeys(hint for one in case for hint in one.verdict.hints))
 
 
 def short(commit: str) -> str:
