@@ -35,6 +35,8 @@ class FakeBoard:
     seed: int = 0
     factor: float = 1.0
     """of the board itself"""
+    engines: float = 1.0
+    """of the engines that are built from now on: what this board makes of tonight's code"""
     environment: dict[str, str] = field(default_factory=lambda: {"driver": "560", "power_mode": "15W"})
     trouble: list[Exception | None] = field(default_factory=list)
     """what each measurement raises, first to last"""
@@ -47,6 +49,7 @@ class FakeBoard:
     """what happens while it measures"""
 
     def __post_init__(self) -> None:
+        self._engines: dict[str, float] = {}
         self._draw = np.random.default_rng([self.seed, *self.name.encode()])
         self._held = threading.Lock()
 
@@ -65,6 +68,8 @@ class FakeBoard:
         if trouble is not None:
             raise trouble
         told = {role: json.loads((bundle / "engine" / "engine.json").read_text()) for role, bundle in bundles.items()}
+        for bundle in bundles.values():
+            self._engines.setdefault(_digest(bundle), self.engines)  # an engine stays as fast as it was
         night = self.factor * float(np.exp(self._draw.normal(0, self.noise)))
         drift = night * np.exp(self._draw.normal(0, 0.002, (RUNS[level], BLOCKS)))  # the same moments for all roles
         return Measured(
@@ -82,7 +87,7 @@ class FakeBoard:
         )
 
     def _measurement(self, bundle: Path, told: dict[str, Any], drift: np.ndarray, level: str) -> Measurement:
-        times = self.base_ms * told["speed"] * drift[:, :, None]
+        times = self.base_ms * told["speed"] * self._engines[_digest(bundle)] * drift[:, :, None]
         times = times * np.exp(self._draw.normal(0, 0.002, (*drift.shape, QUERIES)))
         runs = tuple(
             Run(
@@ -103,7 +108,7 @@ class FakeBoard:
         used = Energy(scope="board", covers="module rails", mean_power_w=watts, joules_per_image=joules, seconds=4)
         return Measurement(
             level=level,
-            engine_sha256=hashlib.sha256((bundle / "engine" / "engine.json").read_bytes()).hexdigest(),
+            engine_sha256=_digest(bundle),
             batch=1,
             runs=runs,
             flags=("throttled",) if self.throttled else (),
@@ -140,6 +145,10 @@ class FakeBuilder:
         report = {"verdict": {"status": "within", "sentence": "within"}, "proof": {"layers": self.layers}}
         (folder / "report.json").write_text(json.dumps(report))
         return folder
+
+
+def _digest(bundle: Path) -> str:
+    return hashlib.sha256((bundle / "engine" / "engine.json").read_bytes()).hexdigest()
 
 
 def _answers(images: Any, told: dict[str, Any]) -> np.ndarray:
