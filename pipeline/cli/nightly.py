@@ -204,11 +204,12 @@ def accept(
     run: RunOption = None,
     note: NoteOption = "",
 ) -> None:
-    """Accept a regression: what is there now is the new baseline.
+    """Accept a regression, or a board that was put aside: what is there now is the new baseline.
 
-    Without --cell and --metric, all regressions of the run are accepted.
+    Without --cell and --metric, all of the run are accepted.
     """
     from pipeline.nightly.history import open_history
+    from pipeline.nightly.judging import ACCEPTABLE
     from targets.errors import InputError
 
     asked, _ = _load(matrix)
@@ -216,7 +217,7 @@ def accept(
         found = history.run(asked.name, run)
         _refuse_unfinished(found)
         report = _compose(history, asked, found)
-        chosen = [one for one in _chosen(report, cell, metric) if one.verdict.kind in ("regression", "suspicious")]
+        chosen = [one for one in _chosen(report, cell, metric) if one.verdict.kind in ACCEPTABLE]
         if not chosen:
             raise InputError(f"run {found.id!r} has no regression{_where(cell, metric)} to accept")
         for one in chosen:

@@ -14,7 +14,7 @@ from pipeline.nightly.stop import StoppedError
 from targets.bundle.manifest import BundleManifest
 from targets.devices.device import Device, Session
 from targets.devices.job import Job, JobEngine
-from targets.errors import VitrimError, WorkerError
+from targets.errors import InputError, VitrimError, WorkerError
 from targets.measure.measurement import Comparison, Level
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class DeviceBench:
         if session is None:
             raise RuntimeError("a board is held while it measures")
         manifests = {role: read_manifest(bundle, role) for role, bundle in bundles.items()}
-        before = session.health()
+        before = _health(session)
         engines, pushed = {}, {}
         for role, bundle in bundles.items():
             pixels = _push_pixels(bundle, images, session, Path(scratch, f"pixels-{role}"))
@@ -155,13 +155,13 @@ class DeviceBench:
             raise
         if result.comparison is None:
             raise WorkerError(f"device {self.name!r} gave no times")
-        after = session.health()
+        after = _health(session)
         return Measured(
             comparison=result.comparison,
             environment=result.environment,
             engine_bytes={role: _engine_bytes(one.engine) for role, one in result.roles.items()},
             answers={role: np.load(one.answers) for role, one in result.roles.items() if one.answers is not None},
-            health_ms=() if before.flags or after.flags else (before.value_ms, after.value_ms),
+            health_ms=(before, after) if before is not None and after is not None else (),
             facts={
                 "agent": result.agent,
                 "attempts": result.attempts,
@@ -170,6 +170,14 @@ class DeviceBench:
                 "after": result.after,
             },
         )
+
+
+def _health(session: Session) -> float | None:
+    """Milliseconds of the reference graph; None where the board cannot run it, or was disturbed."""
+    with suppress(WorkerError, InputError):
+        found = session.health()
+        return None if found.flags else found.value_ms
+    return None
 
 
 def read_manifest(bundle: Path, role: str) -> BundleManifest:

@@ -33,6 +33,8 @@ class Past:
     nights: list[Night] = field(default_factory=list)
     open: Verdict | None = None
     """a regression that is not over"""
+    accepted: bool = False
+    """whether somebody took the board as it is now"""
     drifts: int = 0
     """nights in a row, up to the last, on which the board itself was slow"""
 
@@ -116,6 +118,8 @@ def segment(history: Sequence[tuple[Night, Verdict]], tonight: Night) -> Past:
             continue
         if verdict.kind in ("improvement", "accepted") and verdict.culprit is not None:
             past.nights = [one for one in past.nights if one.at >= verdict.culprit.first_bad.at]
+        elif verdict.kind == "accepted" and not past.accepted:
+            past.nights, past.accepted = [], True
         if verdict.kind == "environment_changed":
             past = Past()
         if not drifted:

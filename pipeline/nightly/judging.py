@@ -17,6 +17,8 @@ from pipeline.nightly.rules import Policy, relative
 from targets.errors import StoreError
 
 Judged = list[tuple[Night, Verdict]]
+ACCEPTABLE = ("regression", "suspicious", "quarantine")
+"""what `vitrim nightly accept` takes as it is"""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Judging:
         return next(((id_, night) for id_, night in self.store.nights(series=series.key) if id_ == wanted), None)
 
     def _as_accepted(self, verdict: Verdict, at: str, series: str, run: str) -> Verdict:
-        if verdict.kind not in ("regression", "suspicious") or verdict.culprit is None:
+        if verdict.kind not in ACCEPTABLE:
             return verdict
         for one in self._accepts:
             own = one["series"] in ("", series)

@@ -161,14 +161,17 @@ class NightRun:
         judge_run(judging, run.id, explain(judging, run.id, repository=self.folder))
         self.store.end(run.id, how)
 
-    def judging(self) -> Judging:
-        """The history as it is."""
+    def judging(self, series: Sequence[str] | None = None) -> Judging:
+        """The history as it is. series: only these are asked for."""
+        verdicts = self.store.verdicts() if series is None else {}
+        for key in series or ():
+            verdicts |= self.store.verdicts(series=key)
         return Judging(
             store=self.store,
             matrix=self.matrix.name,
             policy=self.matrix.policy,
             release=self.matrix.release,
-            verdicts=self.store.verdicts(),
+            verdicts=verdicts,
         )
 
     def _remove_old_engines(self) -> None:
@@ -327,22 +330,23 @@ class _Working:
                 tell=tell,
             )
             left = leave(planned.cell, measured, built, at=night.now(), images=images, objects=night.store.objects)
-            wanted = self._suspicions(left)
+            shelf = self._shelf(planned.cell.name)
+            wanted = self._suspicions(left, shelf)
             reruns: list[tuple[str, Rerun, str]] = []
             for artifact, series in wanted.items():
                 if night.stop.over:
                     break
                 night.tell(f"{planned.cell.name}: measured again, beside the last good engine")
-                shelf = night.store.objects.take_folder(self._shelf(planned.cell.name)[artifact], Path(scratch, "good"))
+                good = night.store.objects.take_folder(shelf[artifact], Path(scratch, "good"))
                 again = board.measure(
-                    {TONIGHT: built / "bundle", GOOD: shelf},
+                    {TONIGHT: built / "bundle", GOOD: good},
                     images=images,
                     level=night.matrix.rerun_level,
                     answers=False,
                     scratch=Path(scratch),
                     tell=tell,
                 )
-                shutil.rmtree(shelf)
+                shutil.rmtree(good)
                 raw = night.store.objects.put_json(again.comparison.model_dump(mode="json"))
                 for one in series:
                     found = rerun_of(again, one.metric, artifact)
@@ -350,14 +354,13 @@ class _Working:
                         reruns.append((one.key, found, raw))
         return left, reruns
 
-    def _suspicions(self, left: Left) -> dict[str, list[Series]]:
+    def _suspicions(self, left: Left, shelf: Mapping[str, str]) -> dict[str, list[Series]]:
         """Series that want a re-run, by the good artifact they want it beside."""
-        judging = self.night.judging()
+        judging = self.night.judging([one.series.key for one in left.nights])
         found: dict[str, list[Series]] = {}
         for one in left.nights:
             if one.series.metric not in RERUN_METRICS:
                 continue
-            shelf = self._shelf(f"{one.series.recipe}@{one.series.device}")
             verdict: Verdict = judging.value(self.run.id, one, kept=shelf)
             if verdict.rerun_wanted and verdict.culprit is not None:
                 found.setdefault(verdict.culprit.last_good.artifact, []).append(one.series)

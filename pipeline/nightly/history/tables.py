@@ -28,7 +28,7 @@ def _id() -> Column[int]:
 
 versions = Table("vitrim_history", metadata, Column("version", Integer, primary_key=True))
 runs = Table(
-    "runs",
+    "vitrim_runs",
     metadata,
     Column("id", String(64), primary_key=True),
     Column("matrix", String(64), nullable=False),
@@ -39,14 +39,14 @@ runs = Table(
     Column("note", Text, nullable=False),
 )
 ends = Table(
-    "ends",
+    "vitrim_ends",
     metadata,
     Column("run", String(64), primary_key=True),
     Column("at", String(40), nullable=False),
     Column("how", String(20), nullable=False),  # finished, deadline, abandoned
 )
 planned = Table(
-    "planned",
+    "vitrim_planned",
     metadata,
     Column("run", String(64), primary_key=True),
     Column("cell", String(160), primary_key=True),
@@ -56,7 +56,7 @@ planned = Table(
     Column("command", Text, nullable=False),
 )
 tries = Table(
-    "tries",
+    "vitrim_tries",
     metadata,
     _id(),
     Column("run", String(64), nullable=False),
@@ -71,7 +71,7 @@ tries = Table(
     UniqueConstraint("run", "cell", "number"),
 )
 nights = Table(
-    "nights",
+    "vitrim_nights",
     metadata,
     _id(),
     Column("run", String(64), nullable=False),
@@ -81,9 +81,9 @@ nights = Table(
     Column("record", Text, nullable=False),
     UniqueConstraint("run", "series"),
 )
-Index("nights_of_series", nights.c.series, nights.c.id)
+Index("vitrim_nights_of_series", nights.c.series, nights.c.id)
 reruns = Table(
-    "reruns",
+    "vitrim_reruns",
     metadata,
     _id(),
     Column("run", String(64), nullable=False),
@@ -92,7 +92,7 @@ reruns = Table(
     Column("record", Text, nullable=False),
 )
 judgings = Table(
-    "judgings",
+    "vitrim_judgings",
     metadata,
     _id(),
     Column("at", String(40), nullable=False),
@@ -100,7 +100,7 @@ judgings = Table(
     Column("why", String(20), nullable=False),  # night, rejudge
 )
 verdicts = Table(
-    "verdicts",
+    "vitrim_verdicts",
     metadata,
     _id(),
     Column("judging", Integer, nullable=False),
@@ -108,9 +108,9 @@ verdicts = Table(
     Column("series", String(64), nullable=False),
     Column("record", Text, nullable=False),
 )
-Index("verdicts_of_series", verdicts.c.series, verdicts.c.run, verdicts.c.id)
+Index("vitrim_verdicts_of_series", verdicts.c.series, verdicts.c.run, verdicts.c.id)
 marks = Table(
-    "marks",
+    "vitrim_marks",
     metadata,
     _id(),
     Column("at", String(40), nullable=False),

@@ -152,5 +152,5 @@ def test_what_there_is_not_to_accept_is_said(command: Command, matrix: Path, pre
 
     assert "has no regression to accept" in command("nightly", "accept", matrix).err
     unknown = command("nightly", "accept", matrix, "--cell", "tried@rot")
-    assert "unknown cell 'tried@rot'; did you mean 'tried@red'?" in unknown.err
+    assert "unknown cell 'tried@rot'; did you mean 'tried@red'" in unknown.err
     assert "has no regression to bisect" in command("nightly", "bisect", matrix).err

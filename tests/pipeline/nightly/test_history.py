@@ -1,8 +1,10 @@
 """The history: rows that are only ever added, in SQLite and in PostgreSQL; files by their content."""
 
 import os
+import pwd
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -26,43 +28,47 @@ CELL = CellRow(run="lab-1", cell="digits@red", recipe="digits", device="red", ta
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a PostgreSQL server of our own, on a unix socket."""
     programs = {name: _program(name) for name in ("initdb", "pg_ctl")}
     if None in programs.values():
         pytest.skip("no PostgreSQL server here: apt-get install postgresql (tests/system_packages.sh)")
-    user = _user()
-    folder = Path(os.path.realpath(tmp_path_factory.mktemp("pg")))
-    if user:
-        for parent in (folder, *folder.parents):
-            if parent.stat().st_uid == 0 and parent.stat().st_mode & 0o001 == 0:
-                folder = Path(f"/tmp/vitrim-pg-{os.getpid()}")  # pytest's folders are root's alone
-                folder.mkdir(mode=0o755)
-                break
-        shutil.chown(folder, user)
-    data, before = folder / "data", ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+    # Of its own, because pytest's folders are the user's alone and the server refuses to run as root.
+    folder = Path(tempfile.mkdtemp(prefix="vitrim-pg-"))
+    said_file = folder.with_suffix(".txt")
+    who: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
 
-    def run(*words: str) -> None:
-        subprocess.run([*before, *words], check=True, capture_output=True, text=True, cwd="/")
+    def run(name: str, *words: str) -> None:
+        with said_file.open("w") as said:  # a pipe would stay open with the server
+            done = subprocess.run(
+                [str(programs[name]), "-D", str(folder / "data"), *words],
+                stdout=said,
+                stderr=said,
+                cwd="/",
+                check=False,
+                **who,
+            )
+        assert done.returncode == 0, said_file.read_text()
 
-    run(str(programs["initdb"]), "-D", str(data), "-U", "vitrim", "--auth=trust", "-E", "UTF8", "--no-sync")
     options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
-    run(str(programs["pg_ctl"]), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
     try:
+        run("initdb", "-U", "vitrim", "--auth=trust", "-E", "UTF8", "--no-sync")
+        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
         yield f"postgresql://vitrim@/postgres?host={folder}"
     finally:
-        run(str(programs["pg_ctl"]), "-D", str(data), "-w", "-m", "immediate", "stop")
+        if (folder / "data" / "postmaster.pid").exists():
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
         shutil.rmtree(folder, ignore_errors=True)
+        said_file.unlink(missing_ok=True)
 
 
 def _program(name: str) -> str | None:
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     return str(found[-1]) if found else shutil.which(name)
-
-
-def _user() -> str | None:
-    """PostgreSQL refuses to run as root."""
-    return "nobody" if os.geteuid() == 0 else None
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -123,10 +129,12 @@ def test_the_last_judging_counts_and_the_earlier_ones_stay(store: HistoryStore) 
 
     assert store.verdicts()["lab-1", "series"].kind == "regression"
     with store._writing() as connection:
-        assert connection.execute(text("SELECT count(*) FROM verdicts")).scalar_one() == 2
+        assert connection.execute(text("SELECT count(*) FROM vitrim_verdicts")).scalar_one() == 2
 
 
-@pytest.mark.parametrize("statement", ["UPDATE runs SET matrix = 'x'", "DELETE FROM runs", "DELETE FROM nights"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE vitrim_runs SET matrix = 'x'", "DELETE FROM vitrim_runs", "DELETE FROM vitrim_nights"]
+)
 def test_no_row_is_ever_changed(store: HistoryStore, statement: str, night: Any) -> None:
     store.begin(RUN, [CELL])
     store.try_ended("lab-1", CELL.cell, status="measured", final=True, nights=[night(0)])
@@ -197,8 +205,6 @@ def test_a_history_of_another_version_is_refused(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 def test_objects_come_back_as_they_went(data: bytes) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         objects = Objects(Path(folder))
         digest = objects.put(data)

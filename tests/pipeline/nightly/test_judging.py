@@ -128,6 +128,21 @@ def test_a_regression_stays_until_it_is_mended(lab: Any) -> None:
     assert alarms(mended) == []
 
 
+def test_a_board_that_was_put_aside_can_be_taken_as_it_is(lab: Any) -> None:
+    quiet_nights(lab)
+    lab.boards["green"].factor = 1.1
+    for _ in range(3):
+        report = lab.night()
+    for one in report.alarms:
+        lab.store.mark("accept", matrix="lab", run=report.run, series=one.key, who="me", note="another fan")
+
+    later = [lab.night() for _ in range(7)]
+
+    assert [alarms(report) for report in later] == [[]] * 7
+    assert of(later[-1], "green").verdict.kind == "ok"
+    assert of(later[-1], "green").verdict.baseline == pytest.approx(11, rel=0.02)
+
+
 def test_a_creep_is_held_against_the_pinned_run(lab: Any) -> None:
     lab.boards = {name: board for name, board in lab.boards.items() if name == "red"}
     lab.change(devices=("red",))

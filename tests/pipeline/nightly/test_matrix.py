@@ -43,9 +43,9 @@ def test_defaults_are_filled_in_beside_the_matrix(write: Write, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "vitrim.matrix/2"}, "format: must be 'vitrim.matrix/1', got vitrim.matrix/2"),
+        ({"format": "vitrim.matrix/2"}, "format: must be 'vitrim.matrix/1', got 'vitrim.matrix/2'"),
         ({"recipes": []}, "recipes: must be a list of at least 1, got []"),
-        ({"recipe": []}, "unknown key; did you mean 'recipes'?"),
+        ({"recipe": []}, "unknown key; did you mean 'recipes' or 'retries'?"),
         ({"devices": ["red", "red"]}, "devices names 'red' twice"),
         (
             {"recipes": [{"recipe": "a.yaml", "devices": ["blue"]}]},
@@ -55,7 +55,7 @@ def test_defaults_are_filled_in_beside_the_matrix(write: Write, tmp_path: Path) 
         ({"policy": {"window": 1}}, "policy.window: must be a whole number at least 3, got 1"),
         ({"policy": {"windw": 14}}, "policy.windw: unknown key; did you mean 'window'?"),
         ({"history": {"url": "mysql://x"}}, "history.url: must be a text that matches"),
-        ({"level": "fast"}, "level: must be 'quick' or 'full', got fast"),
+        ({"level": "fast"}, "level: must be 'quick' or 'full', got 'fast'"),
         ({"retries": "2"}, "retries: must be a whole number at least 0 and at most 10"),
     ],
 )
