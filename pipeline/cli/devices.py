@@ -134,8 +134,9 @@ def _is_confirmed(name: str, spec: "SshSpec", fingerprint: str, kind: str) -> bo
 
     if not sys.stdin.isatty():
         raise InputError(
-            f"{spec.host}:{spec.port} shows {fingerprint} ({kind}); compare it on the board itself with `ssh-keygen -lf "
-            f"/etc/ssh/ssh_host_ed25519_key.pub`, then: vitrim devices enrol {name} --fingerprint {fingerprint}"
+            f"{spec.host}:{spec.port} shows {fingerprint} ({kind}); compare it on the board itself with "
+            f"`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`, "
+            f"then: vitrim devices enrol {name} --fingerprint {fingerprint}"
         )
     typer.echo(f"{spec.host}:{spec.port} shows this host key:\n\n  {fingerprint} ({kind})\n")
     typer.echo("Compare it on the board itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
