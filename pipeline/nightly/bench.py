@@ -1,7 +1,7 @@
 """Bench: what a night asks of a board; and the devices of the devices file, which answer it."""
 
-import json
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.ondevice import prepare_job, read_bundle
 from pipeline.nightly.stop import StoppedError
-from targets.bundle.manifest import BundleManifest
 from targets.devices.device import Device, Session
-from targets.devices.job import Job, JobEngine
 from targets.errors import InputError, VitrimError, WorkerError
 from targets.measure.measurement import Comparison, Level
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from stages.data.images import ImageSet
 
-SHARD = 512
-"""images in one file that is copied"""
 Tell = Callable[[str, float | None], None]
 
 
@@ -127,26 +124,24 @@ class DeviceBench:
         session = self._session
         if session is None:
             raise RuntimeError("a board is held while it measures")
-        manifests = {role: read_manifest(bundle, role) for role, bundle in bundles.items()}
         before = _health(session)
-        engines, pushed = {}, {}
-        for role, bundle in bundles.items():
-            pixels = _push_pixels(bundle, images, session, Path(scratch, f"pixels-{role}"))
-            pushed[role] = pixels
-            engines[role] = JobEngine(
-                source=session.push(bundle),
-                runtime=manifests[role].runtime,
-                precision=manifests[role].precision,
-                images=pixels,
-            )
-        job = Job(
-            engines=engines,
-            images=next(iter(pushed.values())),
-            batch=next(iter(manifests.values())).batch,
-            level=level,
-            answers=answers and images is not None,
+        work = Path(tempfile.mkdtemp(prefix="job-", dir=scratch))
+        job = prepare_job(
+            session,
+            bundles,
+            {role: read_bundle(bundle) for role, bundle in bundles.items()},
+            images,
+            level,
+            work=work,
+            batch=None,
+            threads=None,
+            build=False,
+            latency=True,
             nonce=secrets.token_hex(8),
+            tell=tell,
         )
+        if not answers:
+            job = job.replace(answers=False)
         try:
             result = session.run(job, tell)
         except StoppedError:
@@ -178,34 +173,6 @@ def _health(session: Session) -> float | None:
         found = session.health()
         return None if found.flags else found.value_ms
     return None
-
-
-def read_manifest(bundle: Path, role: str) -> BundleManifest:
-    """What a bundle says of itself. Raises WorkerError where it is damaged."""
-    from targets.bundle.verify import verify_bundle
-
-    problems = verify_bundle(bundle)
-    if problems:
-        raise WorkerError(f"the bundle of {role} is damaged: {'; '.join(problems[:3])}; build it again")
-    return BundleManifest.model_validate_json((bundle / "manifest.json").read_text())
-
-
-def _push_pixels(bundle: Path, images: "ImageSet | None", session: Session, folder: Path) -> str:
-    """Bring the images onto the board as one engine reads them, else random pixels; returns their digest there."""
-    from pipeline.pixels import INPUTS
-    from targets.preprocess import Preprocess
-
-    preprocess = Preprocess.model_validate_json((bundle / "preprocessing.json").read_text())
-    folder.mkdir()
-    if images is not None and len(images):
-        pixels = np.load(images.pixels_file(preprocess, folder.parent), mmap_mode="r")
-    else:
-        size = (INPUTS, preprocess.height, preprocess.width, 3)
-        pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    for number, start in enumerate(range(0, len(pixels), SHARD)):
-        np.save(folder / f"{number:04}.npy", pixels[start : start + SHARD], allow_pickle=False)
-    (folder / "preprocess.json").write_text(json.dumps({"mean": preprocess.mean, "std": preprocess.std}))
-    return session.push(folder)
 
 
 def _engine_bytes(engine: Mapping[str, Any]) -> int:

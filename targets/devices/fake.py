@@ -6,6 +6,7 @@ Its script is a YAML file; every key is optional:
     side: 16                     # of the images that the engines take
     classes: 10
     build_seconds: 0
+    build_until: go              # a build ends when this file is there
     build_fails: "no memory"     # every build ends with this message
     version: "1"                 # of the pretended runtime
     state: {power_mode: 15W}     # in place of what the board tells of itself
@@ -36,6 +37,7 @@ class Script(Record):
     side: int = Field(default=16, ge=1)
     classes: int = Field(default=10, ge=2)
     build_seconds: float = Field(default=0, ge=0)
+    build_until: Path | None = None
     build_fails: str = ""
     version: str = "1"
     state: dict[str, Any] = {}

@@ -48,6 +48,8 @@ def build(model: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
     if plan.get("build_fails"):
         raise WorkerError(str(plan["build_fails"]))
     time.sleep(plan.get("build_seconds", 0))
+    while plan.get("build_until") and not Path(plan["build_until"]).exists():
+        time.sleep(0.05)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     delays = plan.get("milliseconds", 1.0)
     if isinstance(delays, dict):

@@ -14,7 +14,7 @@ from targets.agent.shelf import TREE
 from targets.atomic import sha256_of, sync_folder
 from targets.devices.channel import Channel
 from targets.devices.link import Link
-from targets.errors import DeviceLostError, DeviceRefusedError, InputError
+from targets.errors import DeviceLostError, DeviceRefusedError, InputError, VitrimError
 
 CHUNK = 1 << 18
 SILENCE_SECONDS = 60.0
@@ -73,18 +73,28 @@ def send(link: Link, item: Item, *, stall_seconds: float, progress: Progress = l
         told = channel.line(seconds=stall_seconds)
         if "offset" in told:
             progress(told["offset"])
-            for chunk in item.read(told["offset"]):
-                channel.write(chunk, seconds=stall_seconds)
-                progress(len(chunk))
-            channel.finish_writing()
-            told = channel.line(seconds=stall_seconds + item.size_bytes / 20e6)  # it verifies all of it
-    except DeviceLostError as error:
-        raise DeviceLostError(f"copying stopped: {error}") from error
+            try:
+                for chunk in item.read(told["offset"]):
+                    channel.write(chunk, seconds=stall_seconds)
+                    progress(len(chunk))
+                channel.finish_writing()
+            except DeviceLostError as error:
+                told = _reason(channel, error)
+            else:
+                told = channel.line(seconds=stall_seconds + item.size_bytes / 20e6)  # it verifies all of it
     finally:
         channel.close()
     if "error" in told:
         kind = DeviceLostError if told.get("again") else DeviceRefusedError
         raise kind(f"the board could not take a file of {item.size_bytes / 1e6:.1f} MB: {told['error']}")
+
+
+def _reason(channel: Channel, error: DeviceLostError) -> dict[str, Any]:
+    """Why the board took no more bytes: what it said before it left, else that the link is gone."""
+    try:
+        return channel.line(seconds=1)
+    except VitrimError:
+        raise error from None
 
 
 def fetch(link: Link, agent: str, digest: str, size_bytes: int, folder: Path, *, stall_seconds: float) -> Path:

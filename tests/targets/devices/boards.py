@@ -49,6 +49,8 @@ class SshBoard:
         self.agent_folder = folder / "agent"
         self.script = folder / "script.json"
         self.script.write_text("{}")
+        self.noise = options.pop("noise", None)
+        """a command that runs in place of every other"""
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
         self.trust("host")
@@ -76,6 +78,7 @@ class SshBoard:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {allowed}\n"
             f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
             f"MaxStartups 100\nSetEnv {scripted_runtime.VARIABLE}={self.script} OMP_NUM_THREADS=1\n"
+            + (f"ForceCommand {self.noise}\n" if self.noise else "")
         )
         Path("/run/sshd").mkdir(exist_ok=True) if os.geteuid() == 0 else None
         with open(self.folder / "sshd.log", "ab") as log:

@@ -1,10 +1,7 @@
 """Boards on loopback: real OpenSSH servers with keys of their own, the agent, and a runtime that sleeps as scripted."""
 
-import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

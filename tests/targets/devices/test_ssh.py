@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from boards import RUNTIME, SshBoard, expected_classes, make_graph, make_images
 
 from targets.devices.job import Job, JobEngine, ShortProcedure
-from targets.errors import DeviceBusyError, DeviceRefusedError, WorkerError
 
 Start = Callable[..., SshBoard]
 SHORT = ShortProcedure(
