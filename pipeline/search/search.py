@@ -168,7 +168,9 @@ class Search:
                 break
             total, aim = ground.allocator.total(found, "latency"), AIM * limits["latency"]
             spec = ground.merged(ground.allocator.spec_of(found))
-            measured, interval = self.bench.whole(spec, f"round {turn + 1}", turn / self.options.search.rounds, tell)
+            measured, interval = self.bench.whole(
+                spec, f"round {turn + 1}", turn / self.options.search.rounds, tell, deciding=True
+            )
             rounds.append(
                 Round(
                     aim=aim,
