@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_graphs import CLASSES, answer, images, save_fp32, save_int8
 
-from targets.errors import InputError
+from targets.agent import at_once
+from targets.errors import InputError, WorkerError
 from targets.facts import usable_cores
 from targets.runtimes.intel.options import CPU, DEVICES, GPU, HINTS, NPU, hint_obstacle, properties, read_options
 from targets.runtimes.runtime import ConcurrentSession
@@ -172,6 +173,31 @@ def test_a_query_that_fails_is_told(tmp_path: Path) -> None:
         session.wait()
     session.submit({"image": images(1)}, lambda answers: None)
     session.wait()  # told once; the pool goes on
+    session.close()
+
+
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_a_query_that_openvino_refuses_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hint: str
+) -> None:
+    """Though all requests are lost to such queries, nobody waits for one of them."""
+    from targets.runtimes import openvino_cpu
+
+    monkeypatch.setattr(at_once, "ANSWER_SECONDS", 30)
+    options = {"precision": "fp32", "batch": 1, "threads": 1, "hint": hint}
+    session = openvino_cpu.load(save_fp32(tmp_path / "graph.onnx"), options)
+    too_large = {"image": np.zeros((1, 3, 99, 99), np.float32)}
+    assert isinstance(session, ConcurrentSession)
+
+    for ask in (
+        lambda: session.run(too_large),
+        lambda: at_once.saturate(at_once.Pool(session, lambda: too_large), 20),
+        lambda: at_once.serve_at_once([0] * 20, at_once.Pool(session, lambda: too_large), limit_ns=10**12),
+    ):
+        with pytest.raises(WorkerError, match=r"^openvino cannot run: .+99") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    session.close()
     session.close()
 
 
