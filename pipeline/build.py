@@ -18,7 +18,7 @@ from pipeline.pixels import INPUTS
 from pipeline.plan import AwayPlan, Candidate, Plan, TargetPlan, make_plan
 from pipeline.planner import PlannedStep, Planner
 from pipeline.reference import Reference
-from pipeline.report.compose import Built, compose
+from pipeline.report.compose import Built
 from pipeline.report.record import Report
 from pipeline.runner import Runner
 from pipeline.search.replan import replan, reshaping_after, searched_step
@@ -105,16 +105,10 @@ class _TargetBuild(TargetWork):
     """how runtime and precision were chosen before a search"""
 
     def run(self, output: Path, command: str) -> Report:
-        from pipeline.bundling import write_bundle_of
-        from pipeline.report.files import write_report
-
-        self.runner.target = self.target.profile.name
-        self.runner.bring(self.plan.source)
-        before = self.spec_of(self.plan.source)
-        self.refuse_labels(before)
+        before = self.begin()
         self._check_search(before)
         decision = self._search(before) if searched_step(self.plan) else None
-        self.target = bring_candidates(self.runner, self.target, lambda one: (one.engine,))
+        self.target = bring_candidates(self.runner, self.target, self.target.ends_of)
         for step in self.target.steps():
             self.runner.bring(step)
         baseline = self._engine(self._baseline)
@@ -124,10 +118,8 @@ class _TargetBuild(TargetWork):
         winner = next(one for one in self.target.candidates if one.name == choice.winner)
         agreements = self.check("compare stages", lambda tell: self.stage_agreements(winner.graph, lazy, tell))
         subject = self._subject(winner, before)
-        key = self._validation_key(winner)
-        kept = self.kept("validation", key, Validation)
-        validation = self.check(
-            "validate engine", lambda tell: kept or self._validate(subject, key, tell), cached=kept is not None
+        validation, reused = self.validated(
+            "validate engine", self._validation_key(winner), lambda tell: self._validate(subject, tell)
         )
         engine = self.runner.bring(winner.engine)
         built = Built(
@@ -143,22 +135,14 @@ class _TargetBuild(TargetWork):
             steps=[(step.title, self.runner.bring(step)) for step in winner.engine.line()],
             agreements=agreements,
             engine_facts=engine_facts(engine),
-            reused=("validation",) if kept else (),
+            reused=("validation",) if reused else (),
             versions=versions(),
             command=command,
             recipe_text=self.plan.recipe.text,
             decision=decision,
         )
-        report = compose(built)
-        write_report(output, report)
-        write_bundle_of(
-            output / "bundle",
-            report=report,
-            engine=engine,
-            graph=self._graph(winner),
-            spec_folder=self.described(winner.engine),
-        )
-        return report
+        described = self.described(winner.engine)
+        return self.finish(output, built, engine=engine, graph=self._graph(winner), described=described)
 
     def _check_search(self, before: Described) -> None:
         """Refuse what a search cannot try before anything is built for it."""
@@ -269,13 +253,9 @@ class _TargetBuild(TargetWork):
     def _floor(self, spec: Described, precision: str, batch: int) -> Floor:
         return floor_on(self.target.profile, spec, precision=precision, batch=batch)
 
-    def _validate(self, subject: Subject, key: str, tell: Tell) -> Validation:
-        select = self.select()
-        made = validate(
-            subject, select=select, evaluate=self.plan.images.get(Role.EVALUATE), pixels=self.pixels, tell=tell
-        )
-        self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
-        return made
+    def _validate(self, subject: Subject, tell: Tell) -> Validation:
+        evaluate = self.plan.images.get(Role.EVALUATE)
+        return validate(subject, select=self.select(), evaluate=evaluate, pixels=self.pixels, tell=tell)
 
     def _validation_key(self, winner: Candidate) -> str:
         recipe = self.plan.recipe
