@@ -69,3 +69,21 @@ def likeness(reference: "Floats", answers: "Floats", *, has_head: bool) -> float
     from pipeline.features import feature_cosine
 
     return float(feature_cosine(reference, answers).mean())
+
+
+def divergence(reference: "Floats", answers: "Floats", *, has_head: bool) -> float:
+    """How far answers are from the reference's, in the unit of a search. Both [N, C] or [N, D].
+
+    Of classes the mean Kullback-Leibler divergence in nats, of features the squared error over their energy around the
+    mean: the same as `stages.offers.answers.Judge` tells of a pruned model. Infinity for answers that are not finite.
+    """
+    import numpy as np
+
+    if not np.isfinite(answers).all():
+        return float("inf")
+    wanted, found = reference.astype(np.float64), answers.astype(np.float64)
+    if not has_head:
+        energy = np.square(wanted - wanted.mean(axis=0)).sum() or 1.0
+        return float(np.square(found - wanted).sum() / energy)
+    wanted, found = (one - np.logaddexp.reduce(one, axis=1, keepdims=True) for one in (wanted, found))
+    return float((np.exp(wanted) * (wanted - found)).sum(axis=1).mean())

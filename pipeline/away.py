@@ -16,7 +16,7 @@ from pipeline.keys import code_digest, content_digest
 from pipeline.plan import AwayPlan, Prepared
 from pipeline.planner import PlannedStep
 from pipeline.reference import Reference
-from pipeline.report.compose import Built, compose
+from pipeline.report.compose import Built
 from pipeline.report.record import CandidateRow, Report
 from pipeline.validation import Engines, Subject, Validation, validate_graph
 from stages.artifact import Artifact, Format
@@ -35,13 +35,7 @@ class AwayBuild(TargetWork):
 
     def run(self, output: Path, command: str) -> Report:
         """Make everything that can be made here; returns the report, which also lies in the output folder."""
-        from pipeline.bundling import write_bundle_of
-        from pipeline.report.files import write_report
-
-        self.runner.target = self.target.profile.name
-        self.runner.bring(self.plan.source)
-        before = self.spec_of(self.plan.source)
-        self.refuse_labels(before)
+        before = self.begin()
         for step in self.target.steps():
             self.runner.bring(step)
         reference = self.reference(self._file(self.target.source_graph), self.target.source_graph.key, before)
@@ -49,44 +43,31 @@ class AwayBuild(TargetWork):
         winner = next(one for one in self.target.candidates if one.name == choice.winner)
         agreements = self.check("compare stages", lambda tell: self.stage_agreements(winner.graph, reference, tell))
         subject = self._subject(winner, before)
-        key = self._validation_key(winner)
-        kept = self.kept("validation", key, Validation)
         held = str(getattr(winner.graph.options, "precision", "fp32"))
-        validation = self.check(
-            "validate graph", lambda tell: kept or self._validate(subject, held, key, tell), cached=kept is not None
+        validation, reused = self.validated(
+            "validate graph", self._validation_key(winner), lambda tell: self._validate(subject, held, tell)
         )
         graph = self._graph(winner.graph)
         engine = self.runner.bring(winner.engine) if winner.engine else None
-        report = compose(
-            Built(
-                plan=self.plan,
-                target=self.target,
-                winner=winner,
-                choice=choice,
-                validation=validation,
-                before=before,
-                after=self.spec_of(winner.graph),
-                bytes_before=_graph_bytes(self._graph(self.target.source_graph)),
-                bytes_after=engine_bytes(engine) if engine else _graph_bytes(graph),
-                steps=[(step.title, self.runner.bring(step)) for step in (winner.engine or winner.graph).line()],
-                agreements=agreements,
-                engine_facts=engine_facts(engine) if engine else {},
-                reused=("validation",) if kept else (),
-                versions=versions(),
-                command=command,
-                recipe_text=self.plan.recipe.text,
-            )
+        built = Built(
+            plan=self.plan,
+            target=self.target,
+            winner=winner,
+            choice=choice,
+            validation=validation,
+            before=before,
+            after=self.spec_of(winner.graph),
+            bytes_before=_graph_bytes(self._graph(self.target.source_graph)),
+            bytes_after=engine_bytes(engine) if engine else _graph_bytes(graph),
+            steps=[(step.title, self.runner.bring(step)) for step in (winner.engine or winner.graph).line()],
+            agreements=agreements,
+            engine_facts=engine_facts(engine) if engine else {},
+            reused=("validation",) if reused else (),
+            versions=versions(),
+            command=command,
+            recipe_text=self.plan.recipe.text,
         )
-        write_report(output, report)
-        write_bundle_of(
-            output / "bundle",
-            report=report,
-            engine=engine,
-            graph=graph,
-            spec_folder=self.described(winner.graph),
-            profile=self.target.profile,
-        )
-        return report
+        return self.finish(output, built, engine=engine, graph=graph, described=self.described(winner.graph))
 
     def _choice(self, reference: Reference, tell: Tell) -> Choice:
         """Which candidate stands in the bundle, and what there is of each."""
@@ -133,13 +114,11 @@ class AwayBuild(TargetWork):
             command_bundle=lambda role, folder: self._command_bundle(role, folder, winner),
         )
 
-    def _validate(self, subject: Subject, held: str, key: str, tell: Tell) -> Validation:
+    def _validate(self, subject: Subject, held: str, tell: Tell) -> Validation:
         evaluate = self.plan.images.get(Role.EVALUATE)
-        made = validate_graph(
+        return validate_graph(
             subject, held=held, select=self.select(), evaluate=evaluate, pixels=self.pixels, tell=tell
         )
-        self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
-        return made
 
     def _validation_key(self, winner: Prepared) -> str:
         recipe = self.plan.recipe

@@ -3,14 +3,15 @@
 plan → bring the steps into the store → choose among candidates → validate → report and bundle.
 """
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.answers import Tell
 from pipeline.away import AwayBuild
 from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
-from pipeline.choose import Choice, choose, slack_of
+from pipeline.choose import Choice, choose, pairs_of, slack_of
 from pipeline.events import Event, Watcher, ignore
 from pipeline.floors import floor_on
 from pipeline.keys import code_digest, content_digest
@@ -18,9 +19,10 @@ from pipeline.pixels import INPUTS
 from pipeline.plan import AwayPlan, Candidate, Plan, TargetPlan, make_plan
 from pipeline.planner import PlannedStep, Planner
 from pipeline.reference import Reference
-from pipeline.report.compose import Built, compose
+from pipeline.report.compose import Built
 from pipeline.report.record import Report
 from pipeline.runner import Runner
+from pipeline.search.pairs import as_fast, better, worth_a_search
 from pipeline.search.replan import replan, reshaping_after, searched_step
 from pipeline.search.search import Search
 from pipeline.search.workbench import Workbench
@@ -39,6 +41,8 @@ from targets.profile import load_profile
 from targets.record import digest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.recipe import Recipe
     from pipeline.search.record import Decision
 
@@ -103,31 +107,25 @@ class _TargetBuild(TargetWork):
     target: TargetPlan
     pair: "Choice | None" = None
     """how runtime and precision were chosen before a search"""
+    searched: "Mapping[str, str]" = field(default_factory=dict)
+    """by candidate, why it lost although its shapes were searched, too"""
 
     def run(self, output: Path, command: str) -> Report:
-        from pipeline.bundling import write_bundle_of
-        from pipeline.report.files import write_report
-
-        self.runner.target = self.target.profile.name
-        self.runner.bring(self.plan.source)
-        before = self.spec_of(self.plan.source)
-        self.refuse_labels(before)
+        before = self.begin()
         self._check_search(before)
         decision = self._search(before) if searched_step(self.plan) else None
-        self.target = bring_candidates(self.runner, self.target, lambda one: (one.engine,))
+        self.target = bring_candidates(self.runner, self.target, self.target.ends_of)
         for step in self.target.steps():
             self.runner.bring(step)
         baseline = self._engine(self._baseline)
         lazy = self.reference(baseline, self._baseline.key, before)
         choice = self.check("compare candidates", lambda tell: self._choose(lazy, baseline, tell))
-        choice = choice.joined_with(self.pair)
+        choice = choice.joined_with(self.pair, self.searched)
         winner = next(one for one in self.target.candidates if one.name == choice.winner)
         agreements = self.check("compare stages", lambda tell: self.stage_agreements(winner.graph, lazy, tell))
         subject = self._subject(winner, before)
-        key = self._validation_key(winner)
-        kept = self.kept("validation", key, Validation)
-        validation = self.check(
-            "validate engine", lambda tell: kept or self._validate(subject, key, tell), cached=kept is not None
+        validation, reused = self.validated(
+            "validate engine", self._validation_key(winner), lambda tell: self._validate(subject, tell)
         )
         engine = self.runner.bring(winner.engine)
         built = Built(
@@ -143,22 +141,14 @@ class _TargetBuild(TargetWork):
             steps=[(step.title, self.runner.bring(step)) for step in winner.engine.line()],
             agreements=agreements,
             engine_facts=engine_facts(engine),
-            reused=("validation",) if kept else (),
+            reused=("validation",) if reused else (),
             versions=versions(),
             command=command,
             recipe_text=self.plan.recipe.text,
             decision=decision,
         )
-        report = compose(built)
-        write_report(output, report)
-        write_bundle_of(
-            output / "bundle",
-            report=report,
-            engine=engine,
-            graph=self._graph(winner),
-            spec_folder=self.described(winner.engine),
-        )
-        return report
+        described = self.described(winner.engine)
+        return self.finish(output, built, engine=engine, graph=self._graph(winner), described=described)
 
     def _check_search(self, before: Described) -> None:
         """Refuse what a search cannot try before anything is built for it."""
@@ -203,15 +193,34 @@ class _TargetBuild(TargetWork):
     # Searching.
 
     def _search(self, before: Described) -> "Decision":
-        """Choose runtime and precision by the unpruned engines, then shapes for them; plans the target anew."""
+        """Choose runtime and precision by the unpruned engines, then shapes for them; plans the target anew.
+
+        A second pair is searched where it may still win; see `pipeline.search.pairs`.
+        """
         baseline = self._engine(self._baseline)
         self.target = bring_candidates(self.runner, self.target, lambda one: (one.unpruned,))
         lazy = self.reference(baseline, self._baseline.key, before)
-        self.pair = self.check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
-        candidate = next(one for one in self.target.candidates if one.name == self.pair.winner)
+        choice = self.check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
+        self.pair = choice
+        first, others = pairs_of(choice)
+        decisions = {first.name: self._searched(first.name, lazy)}
+        found = decisions[first.name]
+        other = worth_a_search(first, found, others) if self._search_step().search.pairs > 1 else None
+        won, goes_on = first, {first.name}
+        if other is not None:
+            with suppress(InputError):  # no shapes of it are that fast
+                decisions[other.name] = self._searched(other.name, lazy, at_most=as_fast(first, found, other))
+            won, self.searched = better(first, other, decisions)
+            # A ratio is to each pair's own unpruned engine: the other one may be faster, and over the budget.
+            goes_on = set(decisions) if self.target.budget.latency_ratio is None else {won.name}
+        self.plan, self.target = replan(self.plan, self.target, decisions[won.name], goes_on)
+        return decisions[won.name]
+
+    def _searched(self, name: str, lazy: Reference, *, at_most: float | None = None) -> "Decision":
+        """Search the shapes for one candidate. at_most: share of its unpruned time that is allowed, if less."""
+        candidate = next(one for one in self.target.candidates if one.name == name)
         step = searched_step(self.plan)
-        if step is None or step.previous is None or not isinstance(step.options, PruneOptions):
-            raise RuntimeError("a search needs a step that leaves its shapes to it")
+        assert step is not None and step.previous is not None  # noqa: PT018
         self.runner.bring(step.previous)
         bench = Workbench(
             planner=Planner(self.plan.recipe, self.plan.images),
@@ -219,15 +228,19 @@ class _TargetBuild(TargetWork):
             target=self.target,
             candidate=candidate,
             spec=_vit(self.spec_of(step.previous)),
-            search=step.options.search,
+            search=self._search_step().search,
             later=reshaping_after(self.plan, step),
             inputs=lambda preprocess: lazy.pixels_as(preprocess).inputs(max(INPUTS, candidate.batch)),
             reuse=self.reuse,
         )
-        search = Search(bench=bench, model=step.previous, step=step)
-        decision = search.run(self.check)
-        self.plan, self.target = replan(self.plan, self.target, decision, candidate)
-        return decision
+        return Search(bench=bench, model=step.previous, step=step, at_most=at_most).run(self.check)
+
+    def _search_step(self) -> PruneOptions:
+        """What the recipe says of the search."""
+        step = searched_step(self.plan)
+        if step is None or step.previous is None or not isinstance(step.options, PruneOptions):
+            raise RuntimeError("a search needs a step that leaves its shapes to it")
+        return step.options
 
     # Validating.
 
@@ -269,13 +282,9 @@ class _TargetBuild(TargetWork):
     def _floor(self, spec: Described, precision: str, batch: int) -> Floor:
         return floor_on(self.target.profile, spec, precision=precision, batch=batch)
 
-    def _validate(self, subject: Subject, key: str, tell: Tell) -> Validation:
-        select = self.select()
-        made = validate(
-            subject, select=select, evaluate=self.plan.images.get(Role.EVALUATE), pixels=self.pixels, tell=tell
-        )
-        self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
-        return made
+    def _validate(self, subject: Subject, tell: Tell) -> Validation:
+        evaluate = self.plan.images.get(Role.EVALUATE)
+        return validate(subject, select=self.select(), evaluate=evaluate, pixels=self.pixels, tell=tell)
 
     def _validation_key(self, winner: Candidate) -> str:
         recipe = self.plan.recipe

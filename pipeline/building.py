@@ -17,7 +17,10 @@ from pipeline.events import Event
 from pipeline.plan import AwayPlan, Plan, TargetPlan
 from pipeline.planner import PlannedStep
 from pipeline.reference import Reference
+from pipeline.report.compose import Built, compose
+from pipeline.report.record import Report
 from pipeline.runner import Runner
+from pipeline.validation import Validation
 from stages.artifact import Artifact, Format
 from stages.data.images import ImageSet, check_labels
 from stages.graph.described import Described, is_described, read_described
@@ -63,6 +66,45 @@ class TargetWork:
             check_labels(evaluate, len(load_text_embeddings(texts)))
         elif before.classes:
             check_labels(evaluate, before.classes)
+
+    def begin(self) -> Described:
+        """Bring the source; returns what is known of it."""
+        self.runner.target = self.target.profile.name
+        self.runner.bring(self.plan.source)
+        before = self.spec_of(self.plan.source)
+        self.refuse_labels(before)
+        return before
+
+    def validated(self, title: str, key: str, work: Callable[[Tell], Validation]) -> tuple[Validation, bool]:
+        """What a validation finds, and whether an earlier build did it.
+
+        key: of all that it depends on. work: does it anew.
+        """
+        kept: Validation | None = self.kept("validation", key, Validation)
+
+        def validate(tell: Tell) -> Validation:
+            if kept is not None:
+                return kept
+            made = work(tell)
+            self.runner.store.put_record("validation", key, made.model_dump(mode="json"))
+            return made
+
+        return self.check(title, validate, cached=kept is not None), kept is not None
+
+    def finish(
+        self, output: Path, built: Built, *, engine: Artifact | None, graph: Artifact, described: Path
+    ) -> Report:
+        """Write report and bundle of a target into its folder."""
+        from pipeline.bundling import write_bundle_of
+        from pipeline.report.files import write_report
+
+        report = compose(built)
+        write_report(output, report)
+        away = self.target.profile if isinstance(self.target, AwayPlan) else None
+        write_bundle_of(
+            output / "bundle", report=report, engine=engine, graph=graph, spec_folder=described, profile=away
+        )
+        return report
 
     def reference(self, baseline: Path, key: str, before: Described) -> Reference:
         """What stages and candidates are compared with: the answers of a baseline, an engine's folder or a graph."""

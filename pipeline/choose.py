@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.answers import Tell, engine_answers, likeness, prefixed
+from pipeline.answers import Tell, divergence, engine_answers, likeness, prefixed
 from pipeline.plan import Candidate
 from pipeline.report.record import CandidateRow
+from pipeline.search.pairs import Pair
 from targets.errors import StageError
 from targets.profile import Budget
 from targets.record import Record
@@ -37,18 +38,42 @@ class Choice(Record):
     format: str = "vitrim.choice/1"
     winner: str
     rows: tuple[CandidateRow, ...]
+    losses: dict[str, float] = {}
+    """by candidate that agrees as well as the best: `divergence` of its answers from the source's"""
 
-    def joined_with(self, unpruned: "Choice | None") -> "Choice":
-        """Return this choice with those that lost before, when unpruned engines were compared; None: as it is."""
+    def joined_with(self, unpruned: "Choice | None", searched: Mapping[str, str] | None = None) -> "Choice":
+        """Return this choice with those that lost before, when unpruned engines were compared; None: as it is.
+
+        searched: by candidate, why it lost although its shapes were searched, too.
+        """
         if unpruned is None:
             return self
+        told = searched or {}
+        here = {(row.runtime, row.precision) for row in self.rows}
         lost = [
-            row.model_copy(update={"reason": f"of the unpruned engines: {row.reason}"})
+            row.model_copy(update={"reason": told.get(name_of(row), f"of the unpruned engines: {row.reason}")})
             for row in unpruned.rows
-            if not row.chosen
+            if (row.runtime, row.precision) not in here
         ]
-        won = [row.model_copy(update={"reason": "its unpruned engine is the fastest"}) for row in self.rows]
-        return Choice(winner=self.winner, rows=(*(won if lost else self.rows), *lost))
+        rows = self.rows
+        if lost and len(rows) == 1:
+            fastest = name_of(rows[0]) == unpruned.winner
+            reason = "its unpruned engine is the fastest" if fastest else "it loses least at the same milliseconds"
+            rows = (rows[0].model_copy(update={"reason": reason}),)
+        return Choice(winner=self.winner, rows=(*rows, *lost), losses=self.losses)
+
+
+def name_of(row: CandidateRow) -> str:
+    """Name of a row's candidate."""
+    return f"{row.runtime} {row.precision}"
+
+
+def pairs_of(choice: Choice) -> tuple[Pair, list[Pair]]:
+    """The winner among unpruned engines, and the others that agree with the source about as well and were timed."""
+    rows = {name_of(row): row for row in choice.rows}
+    found = {name: Pair(name=name, p50_ms=rows[name].p50_ms or 0.0, loss=loss) for name, loss in choice.losses.items()}
+    first = found.pop(choice.winner, Pair(name=choice.winner, p50_ms=0.0, loss=0.0))  # the only candidate is not timed
+    return first, list(found.values())
 
 
 def slack_of(budget: Budget) -> float:
@@ -79,9 +104,10 @@ def choose(
 
     A later candidate must be faster than the preferred one beyond doubt: the 95 % interval of the ratio excludes 1.
     """
-    agreements, same = {}, {}
+    agreements, same, losses = {}, {}, {}
     for name, folder in engines.items():
         answers = engine_answers(folder, pixels, tell=prefixed(tell, name))
+        losses[name] = divergence(reference, answers, has_head=has_head)
         agreements[name] = likeness(reference, answers, has_head=has_head)
         if has_head:
             same[name] = answers.argmax(axis=1) == reference.argmax(axis=1)
@@ -90,7 +116,8 @@ def choose(
         row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
         return Choice(winner=name, rows=(row,))
     fit = as_good_as_the_best(agreements, same, slack=slack)
-    return _by_speed(candidates, engines, baseline, agreements, fit, pixels, baseline_pixels, threads, sizes, tell)
+    made = _by_speed(candidates, engines, baseline, agreements, fit, pixels, baseline_pixels, threads, sizes, tell)
+    return made.replace(losses={name: losses[name] for name in fit})
 
 
 def _by_speed(

@@ -76,15 +76,18 @@ class TargetPlan:
         """Steps of the display that are not planned ones."""
         return CHECKS + ENGINES * len(self.other_batches)
 
-    def steps(self) -> Iterator[PlannedStep]:
-        """Every step that a build of this target certainly needs, in order, each once.
+    def ends_of(self, candidate: Candidate) -> tuple[PlannedStep, ...]:
+        """The last steps of what a candidate certainly needs.
 
         Of several graphs only the chosen one's unpruned counterpart is built.
         """
-        ends = [one.engine for one in self.candidates]
-        if len({one.graph.key for one in self.candidates}) == 1:
-            ends += [one.unpruned for one in self.candidates]
-        return each_once([*ends, self.baselines[self.profile.batch]])
+        one_graph = len({one.graph.key for one in self.candidates}) == 1
+        return (candidate.engine, candidate.unpruned) if one_graph else (candidate.engine,)
+
+    def steps(self) -> Iterator[PlannedStep]:
+        """Every step that a build of this target certainly needs, in order, each once."""
+        ends = zip(*map(self.ends_of, self.candidates), strict=True)  # first all engines, then all unpruned ones
+        return each_once([*(step for some in ends for step in some), self.baselines[self.profile.batch]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +236,9 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
             for graph, unpruned in [graphs[_held(choice, precision)]]
         )
 
-    if not candidates(profile.batch):
+    passed_over += _lacking(planner, usable, asked)
+    if not asked:
         why = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
-        why = why or f"none of its runtimes runs {planner.precision}"
         raise InputError(f"target {profile.name!r} cannot be built here: {why}; `vitrim doctor` says what to install")
     first = next((choice for choice in usable if "fp32" in choice.precisions), None)
     if first is None:
@@ -299,11 +302,7 @@ def _plan_away(
                 left=left,
             )
         )
-    lacking = {choice.name for choice in choices} - {one.runtime for one in candidates}
-    for choice in choices:
-        if choice.name in lacking:
-            does = f"it does not run {planner.precision} there; it runs {', '.join(choice.precisions)}"
-            passed_over.append((choice.name, does))
+    passed_over += _lacking(planner, choices, asked)
     if not candidates:
         why = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
         raise InputError(f"nothing can be made for target {profile.name!r}: {why}")
@@ -363,6 +362,18 @@ def _asked(
         for choice in choices
         for precision in (planner.precision, *hints)
         if precision in choice.precisions and (precision not in hints or _held(choice, precision) == "fp32")
+    ]
+
+
+def _lacking(
+    planner: Planner, choices: Iterable[RuntimeChoice], asked: Iterable[tuple[RuntimeChoice, str]]
+) -> list[tuple[str, str]]:
+    """Runtimes that the recipe's precision leaves without a candidate, with the reason."""
+    having = {choice.name for choice, _ in asked}
+    return [
+        (choice.name, f"it does not run {planner.precision} there; it runs {', '.join(choice.precisions)}")
+        for choice in choices
+        if choice.name not in having
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import textwrap
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class PlainLines:
         """Print one event where it is worth a line."""
         if event.kind == "progress" and time.monotonic() - self._last < 10:
             return
-        text = _line(event)
+        text = _line(event, shutil.get_terminal_size().columns)
         if text:
             self._last = time.monotonic()
             stream = sys.stderr if event.kind == "warning" else sys.stdout
@@ -111,7 +112,7 @@ class LiveDisplay:
             return
         if event.kind == "step_finished":
             self._drop()
-        text = _line(event)
+        text = _line(event, self._console.width)
         if text:
             style = {"warning": "yellow"}.get(event.kind, "dim" if event.cached else "")
             self._console.print(text, style=style or None, markup=False, highlight=False)
@@ -127,14 +128,19 @@ def shorten_right(text: str, columns: int) -> str:
     return text if len(text) <= columns else f"{text[: columns - 1]}…"
 
 
-def _line(event: Event) -> str:
+def wrapped(text: str, columns: int) -> str:
+    """Break a text that does not fit on a line between its words; what follows is indented."""
+    return textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _line(event: Event, columns: int) -> str:
     place = f"[{event.index:>2}/{event.total}] " if event.total else ""
     if event.kind == "step_finished":
         took = "reused" if event.cached else f"{event.seconds:.1f} s"
         return f"{place}{event.step:<46.46} {took:>9}" + (f"  {event.message}" if event.message else "")
     if event.kind == "progress":
         done = f" {event.share:.0%}" if event.share is not None else ""
-        return shorten_right(f"{place}{event.step}{done} {event.message}".rstrip(), shutil.get_terminal_size().columns)
+        return shorten_right(f"{place}{event.step}{done} {event.message}".rstrip(), columns)
     if event.kind in ("note", "warning", "waiting"):
-        return f"{'warning: ' if event.kind == 'warning' else ''}{event.message}"
+        return wrapped(f"{'warning: ' if event.kind == 'warning' else ''}{event.message}", columns)
     return ""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline.ondevice import prepare_job, read_bundle
 from pipeline.nightly.stop import StoppedError
+from pipeline.ondevice import prepare_job, read_bundle
 from targets.devices.device import Device, Session
 from targets.errors import InputError, VitrimError, WorkerError
 from targets.measure.measurement import Comparison, Level

@@ -8,7 +8,7 @@ one that promised a little more may win in the end.
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.search.decide import Allocation
 from pipeline.search.grounds import Glimpse, Tried
@@ -48,6 +48,8 @@ class Pursuit:
     reached: list[Reached] = field(default_factory=list)
     left: list[Glimpse] = field(default_factory=list)
     """only looked at"""
+    whole: dict[int, Glimpse] = field(default_factory=dict)
+    """by the id of its ground: what was taken with nothing pruned"""
     order: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self, grounds: Sequence[Tried], glimpses: Sequence[Glimpse]) -> Reached | None:
@@ -70,10 +72,20 @@ class Pursuit:
                 turns -= 1
                 if found is not None:
                     self.reached.append(found)
+                glimpse = self.whole.get(id(item))
+                if glimpse is not None and not (found and found.kept):
+                    # With nothing pruned it is a little too slow after all: prices say what little has to go.
+                    self._push(queue, glimpse.promise, replace(glimpse, fits=False))
             elif item.fits or most:
                 most -= 0 if item.fits else 1
-                self.left = [one for one in self.left if one is not item]
-                self._add(queue, self.price(item, self.least))
+                self.left = [one for one in self.left if one.model is not item.model]
+                priced = self.price(item, self.least)
+                if item.fits:
+                    self.whole |= {id(one): item for one in priced}
+                else:  # its prices stand in the place of what was taken whole
+                    before = [key for key, one in self.whole.items() if one.model is item.model]
+                    self.tried = [one for one in self.tried if id(one) not in before]
+                self._add(queue, priced)
         return min(self.reached, key=lambda one: (not one.kept, one.loss), default=None)
 
     @property

@@ -5,7 +5,7 @@ for the next build on this device. Quantizing them needs two images: ranges deci
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ SEARCHING = Procedure(
     warmup_seconds=0.3,
     warmup_limit_seconds=3,
 )
+DECIDING = replace(SEARCHING, processes=5)
+"""for a whole model that is taken when its interval lies within the limit: two processes tell little of each other"""
 CODE = ("pipeline/search/probes.py", "pipeline/search/latency.py", "targets/measure", "targets/agent")
 
 

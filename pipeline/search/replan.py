@@ -1,10 +1,10 @@
 """From a plan that leaves shapes open, and a decision, to the plan of one target that runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
-from pipeline.plan import Candidate, Plan, TargetPlan, make_plan
+from pipeline.plan import Plan, TargetPlan, make_plan
 from pipeline.planner import PlannedStep, is_auto
 from pipeline.recipe.model import Step
 from pipeline.search.record import Decision
@@ -33,8 +33,8 @@ def reshaping_after(plan: Plan, step: PlannedStep) -> Callable[[ViTSpec], ViTSpe
     return later
 
 
-def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candidate) -> tuple[Plan, TargetPlan]:
-    """Plan one target with the shapes decided, for the runtime and precision that they were decided for."""
+def replan(plan: Plan, target: TargetPlan, decision: Decision, names: Container[str]) -> tuple[Plan, TargetPlan]:
+    """Plan one target with the shapes decided. names: of the candidates that go on."""
     searched = searched_step(plan)
     assert searched is not None
     steps: list[Step] = []
@@ -55,10 +55,9 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, candidate: Candid
     assert isinstance(planned, TargetPlan)  # a search measures, so its target is at hand
     return made, replace(
         planned,
-        candidates=tuple(one for one in planned.candidates if one.name == candidate.name),
+        candidates=tuple(one for one in planned.candidates if one.name in names),
         other_batches={
-            batch: tuple(one for one in others if one.name == candidate.name)
-            for batch, others in planned.other_batches.items()
+            batch: tuple(one for one in others if one.name in names) for batch, others in planned.other_batches.items()
         },
     )
 

@@ -40,6 +40,8 @@ class Search:
     """the step that gives the model that is pruned"""
     step: PlannedStep
     """the prune step with blocks: auto"""
+    at_most: float | None = None
+    """share of the unpruned engine's time that is allowed besides what the budget says"""
 
     @property
     def options(self) -> PruneOptions:
@@ -61,6 +63,7 @@ class Search:
                 bench.table_key(bench.spec),
                 bench.candidate.unpruned.key,
                 bench.target.budget.model_dump(mode="json"),
+                self.at_most,
                 self.options.model_dump(mode="json"),
                 digest_of(bench.later(bench.spec).model_dump(mode="json")),
                 code_digest(CODE),
@@ -73,6 +76,8 @@ class Search:
             return found
         first = self._start(self.model, bench.spec, check)
         limits = limits_of(bench.target.budget, first.table)
+        if self.at_most is not None:
+            limits["latency"] = min(self.at_most, limits.get("latency", self.at_most))
         glimpses = self._glimpses(changed, first, limits, check)
         decision = self._decide(first, glimpses, limits, check)
         bench.runner.store.put_record("decision", key, decision.model_dump(mode="json"))
@@ -168,7 +173,9 @@ class Search:
                 break
             total, aim = ground.allocator.total(found, "latency"), AIM * limits["latency"]
             spec = ground.merged(ground.allocator.spec_of(found))
-            measured, interval = self.bench.whole(spec, f"round {turn + 1}", turn / self.options.search.rounds, tell)
+            measured, interval = self.bench.whole(
+                spec, f"round {turn + 1}", turn / self.options.search.rounds, tell, deciding=True
+            )
             rounds.append(
                 Round(
                     aim=aim,

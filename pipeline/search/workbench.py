@@ -9,12 +9,22 @@ from pipeline.plan import Candidate, TargetPlan
 from pipeline.planner import PlannedStep, Planner
 from pipeline.runner import Runner
 from pipeline.search.latency import LatencyTable
-from pipeline.search.probes import Shares, engine_of, measure_shares, measuring_code, probes_for, table_from
+from pipeline.search.probes import (
+    DECIDING,
+    SEARCHING,
+    Shares,
+    engine_of,
+    measure_shares,
+    measuring_code,
+    probes_for,
+    table_from,
+)
 from stages.catalog import get_stage
 from stages.offers.record import OFFERS_FILE, Offers
 from stages.prune.options import SearchOptions
 from stages.quantize.stage import Alpha, strength_of
 from stages.vit.spec import ViTSpec
+from targets.measure.procedure import Procedure
 from targets.record import digest_of
 
 if TYPE_CHECKING:
@@ -106,11 +116,18 @@ class Workbench:
         self.runner.store.put_record("latency_table", key, table.model_dump(mode="json"))
         return table
 
-    def whole(self, spec: ViTSpec, title: str, share: float, tell: Tell) -> tuple[float, tuple[float, float]]:
-        """Build a whole model of these shapes with random weights and time it: ratio to the unpruned engine, 95 %."""
+    def whole(
+        self, spec: ViTSpec, title: str, share: float, tell: Tell, *, deciding: bool = False
+    ) -> tuple[float, tuple[float, float]]:
+        """Build a whole model of these shapes with random weights and time it: ratio to the unpruned engine, 95 %.
+
+        deciding: whether the interval decides that a limit is kept; more processes are measured then.
+        """
         step = engine_of(self.planner, self.later(spec), self.candidate, title=title, alpha=self._alpha())
         built = self._quietly(step, lambda text: tell(text, share))
-        return self._measure({WHOLE: built}, spec, lambda text, _: tell(f"{title}: {text}", share)).ratios[WHOLE]
+        procedure = DECIDING if deciding else SEARCHING
+        told = lambda text, _: tell(f"{title}: {text}", share)  # noqa: E731
+        return self._measure({WHOLE: built}, spec, told, procedure=procedure).ratios[WHOLE]
 
     def _probes(self, spec: ViTSpec) -> dict[str, ViTSpec]:
         wanted = probes_for(spec, self.target.profile.shapes, mlp=self.search.mlp, attention=self.search.attention)
@@ -150,7 +167,9 @@ class Workbench:
             whole=whole,
         )
 
-    def _measure(self, built: "Mapping[str, Artifact]", spec: ViTSpec, tell: Tell) -> Shares:
+    def _measure(
+        self, built: "Mapping[str, Artifact]", spec: ViTSpec, tell: Tell, *, procedure: Procedure = SEARCHING
+    ) -> Shares:
         """Time engines that read what a model of this spec does."""
         return measure_shares(
             {name: one.folder for name, one in built.items()},
@@ -159,6 +178,7 @@ class Workbench:
             unpruned_inputs=self.inputs(self.spec.preprocess),
             batch=self.candidate.batch,
             threads=self.target.profile.threads,
+            procedure=procedure,
             tell=tell,
         )
 

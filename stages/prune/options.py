@@ -63,6 +63,9 @@ class SearchOptions(Record):
     priced: int = Field(
         default=2, gt=0, description="at most so many of these sizes and widths are priced in full, the most promising"
     )
+    pairs: int = Field(
+        default=2, ge=1, le=2, description="at most so many pairs of runtime and precision, where the second may win"
+    )
     fit_images: int = Field(default=256, gt=0, description="at most so many of fit, to repair what is tried")
     select_images: int = Field(default=128, gt=0, description="at most so many of select, on which it is judged")
     rounds: int = Field(

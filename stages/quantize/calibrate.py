@@ -167,7 +167,10 @@ def save(model: Any, path: Path) -> None:
 
     unfinished = path.with_suffix(".part")
     if sum(len(one.raw_data) for one in model.graph.initializer) > INLINE_LIMIT:
-        onnx.save(model, unfinished, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+        weights = path.with_name(f"{path.name}.data")
+        for old in (path, weights):  # onnx would write the weights behind those that an earlier graph left
+            old.unlink(missing_ok=True)
+        onnx.save(model, unfinished, save_as_external_data=True, location=weights.name, size_threshold=1024)
     else:
         onnx.save(model, unfinished)
     os.replace(unfinished, path)

@@ -138,7 +138,7 @@ def convert(model: onnx.ModelProto, keep: set[str], half: Half, *, keep_io: bool
             is_half[one.name] = True
     for node in list(graph.node):
         narrow = node.name not in keep and node.op_type not in TYPED
-        if node.op_type not in TYPED:
+        if node.op_type != "Cast":  # which reads whatever comes
             node.input[:] = [as_type(name, half.tensor if narrow else SINGLE) for name in node.input]
         used.update(node.input)
         behind = []

@@ -75,8 +75,8 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
     preprocess = read_described(context.input).preprocess
     if options.precision == "int8" and not is_transformer(graph):
         options = options.replace(alphas=("off",))  # SmoothQuant is for transformers
-    fit = _draw(context.images[Role.FIT], options.images, seed=context.seed) if reads_fit(options) else None
-    select = _draw(context.images[Role.SELECT], options.select_images, seed=context.seed)
+    fit = draw(context.images[Role.FIT], options.images, seed=context.seed) if reads_fit(options) else None
+    select = draw(context.images[Role.SELECT], options.select_images, seed=context.seed)
 
     context.tell("reading images", None)
     pixels = (fit or select).pixels_file(preprocess, context.scratch)
@@ -152,7 +152,7 @@ def _sweeps(options: "QuantizeOptions") -> bool:
     return options.precision == "int8"
 
 
-def _draw(images: "ImageSet", count: int | None, *, seed: int) -> "ImageSet":
+def draw(images: "ImageSet", count: int | None, *, seed: int) -> "ImageSet":
     """Some images by chance, in order: the first ones by name would be of one class. Raises InputError for none."""
     if len(images) == 0:
         raise InputError(f"{images.role} holds no images, but ranges and alpha are chosen by them; give it some")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from stages.export.run import outputs_of
 from stages.quantize.agreement import Agreement, choose
 from stages.quantize.graph import count_quantized, read_graph
 from stages.quantize.judge import Judge
+from stages.quantize.run import COLLAPSED_BELOW, draw
 from stages.quantize_aware.graph import write_graph
 from stages.quantize_aware.insert import QuantizedViT, freeze, insert_roundings
 from stages.stage import Role, StageContext, StageResult
@@ -35,15 +35,12 @@ from targets.atomic import sha256_of
 from targets.errors import InputError
 
 if TYPE_CHECKING:
-    from stages.data.images import ImageSet
     from stages.quantize_aware.stage import QuantizeAwareOptions
 
 log = logging.getLogger("vitrim.quantize_aware")
 
 TRAINED_AT, JUDGED_AT = 0.1, 0.9
 """shares of the time done when the training begins and ends"""
-COLLAPSED_BELOW = 0.5
-"""agreement (or cosine) under which a graph is no longer the model it came from, as in quantize"""
 UNTRAINED, TRAINED = 0, 1
 
 
@@ -62,7 +59,7 @@ def train_and_quantize(options: "QuantizeAwareOptions", context: StageContext) -
     _write_float(copy.deepcopy(model), exact, outputs, options)
 
     context.tell("setting ranges", None)
-    fit = _draw(context.images[Role.FIT], options.images, seed=context.seed)
+    fit = draw(context.images[Role.FIT], options.images, seed=context.seed)
     seen = [torch.from_numpy(pixels) for pixels in fit.batches(spec.preprocess, 1)]
     quantized = insert_roundings(model, seen, options, outputs=outputs)
     folders = (context.scratch / "untrained", context.scratch / "trained")
@@ -73,7 +70,7 @@ def train_and_quantize(options: "QuantizeAwareOptions", context: StageContext) -
     context.tell("writing the graph", JUDGED_AT)
     _write(quantized, folders[TRAINED], seen[0], outputs, options)
 
-    select = _draw(context.images[Role.SELECT], options.select_images, seed=context.seed)
+    select = draw(context.images[Role.SELECT], options.select_images, seed=context.seed)
     context.tell("comparing with float", JUDGED_AT)
     with Judge(exact / GRAPH_FILE, select, spec.preprocess, context.scratch) as judge:
         found = [judge.agreement(folder / GRAPH_FILE, "int8") for folder in folders]
@@ -216,13 +213,6 @@ def _write_float(model: ViT, folder: Path, outputs: tuple[str, ...], options: "Q
     tidy(graph)
     folder.mkdir(parents=True, exist_ok=True)
     save_graph(graph, folder)
-
-
-def _draw(images: "ImageSet", count: int | None, *, seed: int) -> "ImageSet":
-    """Some images by chance, in order, as quantize draws them."""
-    if count is None or count >= len(images):
-        return images
-    return images.subset(np.sort(np.random.default_rng(seed).permutation(len(images))[:count]))
 
 
 def _first_images(data: TrainingImages, batch_size: int, device: torch.device) -> Iterator[Tensor]:

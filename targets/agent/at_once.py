@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from targets.agent.open_loop import wait_until
 from targets.errors import WorkerError
-from targets.runtimes.runtime import ConcurrentSession, Feeds
+from targets.runtimes.runtime import Array, ConcurrentSession, Feeds
 
 ANSWER_SECONDS = 600
 """a query that is not answered within it has failed in the runtime"""
@@ -25,12 +24,16 @@ class Pool:
         self._session, self._next_feeds = session, next_feeds
         self.requests = session.requests
         self._free = threading.Semaphore(session.requests)
+        self._failed = False
 
     def acquire(self) -> None:
-        """Wait for a free request."""
+        """Wait for a free request; raises what the runtime raised at a query before."""
         if not self._free.acquire(timeout=ANSWER_SECONDS):
-            self._session.wait()  # raises what the runtime raised
             raise WorkerError(f"no query was answered within {ANSWER_SECONDS} s")
+        if self._failed:
+            self._free.release()
+            self._session.wait()  # raises it
+            raise WorkerError("a query failed, and the runtime does not say why")
 
     def release(self) -> None:
         """Give a request back that was acquired and not used."""
@@ -39,9 +42,14 @@ class Pool:
     def submit(self, answered: Callable[[], None]) -> None:
         """Start a query with a request that was acquired; `answered` is called when its answer is there."""
 
-        def done(answers: dict[str, Any]) -> None:
-            answered()
-            self._free.release()
+        def done(answers: dict[str, Array] | None) -> None:
+            try:
+                if answers is None:
+                    self._failed = True
+                else:
+                    answered()
+            finally:
+                self._free.release()
 
         self._session.submit(self._next_feeds(), done)
 
@@ -56,18 +64,14 @@ class Pool:
 
 def saturate(pool: Pool, queries: int, *, clock_ns: Callable[[], int] = time.perf_counter_ns) -> int:
     """Run queries with all requests busy until none is left; nanoseconds from the first start to the last answer."""
-    ended = 0
-
-    def answered() -> None:
-        nonlocal ended
-        ended = max(ended, clock_ns())
+    ended: list[int] = []  # several threads append: what each read before it wrote would be lost in a maximum
 
     start = clock_ns()
     for _ in range(queries):
         pool.acquire()
-        pool.submit(answered)
+        pool.submit(lambda: ended.append(clock_ns()))
     pool.wait()
-    return ended - start
+    return max(ended, default=start) - start
 
 
 def serve_at_once(

@@ -62,7 +62,11 @@ class EmulatedSession(OnnxRuntimeSession):
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vitrim-emulated-")
         self._emulated = options["precision"]
-        super().__init__(_graph(_widened(path, Path(self._folder.name)), options))
+        try:
+            super().__init__(_graph(_widened(path, Path(self._folder.name)), options))
+        except BaseException:
+            self._folder.cleanup()
+            raise
 
     def facts(self) -> dict[str, Any]:
         """What is in force, and what is emulated."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from targets.errors import InputError
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
+Answered = Callable[[dict[str, Array] | None], None]
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,11 @@ class ConcurrentSession(Protocol):
     requests: int
     """how many it answers at once; 1: it is built for the latency of one query"""
 
-    def submit(self, feeds: Feeds, answered: Callable[[dict[str, Array]], None]) -> None:
+    def submit(self, feeds: Feeds, answered: Answered) -> None:
         """Start a query, waiting while `requests` of them run.
 
-        answered: called with arrays of its own, from any thread. The feeds must stay as they are until then.
+        answered: called once, from any thread, with arrays of its own, or with None where the query failed: `wait` then
+        raises why. The feeds must stay as they are until then.
         """
         ...
 
@@ -130,6 +132,16 @@ class Runtime(Protocol):
         ...
 
 
+class Functions(NamedTuple):
+    """Those of a runtime's module that shares them with others: each knows its name."""
+
+    available: Callable[[], str | None]
+    version: Callable[[], str]
+    binding: Callable[[dict[str, Any]], dict[str, str]]
+    build: Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
+    load: Callable[[Path, dict[str, Any]], Session]
+
+
 def query_shape(shape: tuple[int | None, ...], *, batch: int, name: str) -> list[int]:
     """Shape of an input with its batch fixed; raises InputError where the batch differs or more is dynamic."""
     if not shape or any(size is None for size in shape[1:]):
@@ -155,6 +167,16 @@ def check_feeds(inputs: tuple[TensorFacts, ...], feeds: Feeds) -> None:
                 f"input {one.name!r} is {given.dtype} {list(given.shape)}; "
                 f"the engine takes {one.dtype} {['any' if size is None else size for size in one.shape]}"
             )
+
+
+def in_their_types(inputs: tuple[TensorFacts, ...], feeds: Feeds) -> Feeds:
+    """Make halves of fp32 numbers that go into an fp16 graph without casts at its ends (quantize with `io: keep`)."""
+    halves = {
+        one.name: feeds[one.name].astype(np.float16)
+        for one in inputs
+        if one.dtype == "float16" and one.name in feeds and feeds[one.name].dtype == np.float32
+    }
+    return {**feeds, **halves} if halves else feeds
 
 
 def cpu_binding(runtime: str, version: str, facts: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A graph of 16 bits as one of fp32 that gives its answers: what it holds in 16 bits is rounded to them in fp32."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ SINGLE = TensorProto.FLOAT
 MOVES = ("Reshape", "Transpose", "Concat", "Split", "Slice", "Squeeze", "Unsqueeze", "Gather", "Expand", "Identity")
 """operators that make no new values, so that there is nothing to round behind them"""
 
+TELLING = 1024
+"""weights of no more numbers than this may be shapes or scales, which decide what shapes and types follow"""
 INLINE_LIMIT = 1_900_000_000
 """bytes of weights that stay inside a graph's file: protobuf ends at 2^31 - 1"""
 
@@ -64,15 +67,23 @@ def write_widened(source: Path, path: Path) -> Path:
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every tensor."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for one in bare.graph.initializer:  # types need no weights, and inference takes 2 GiB at most
-        if one.data_type in (SINGLE, TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            for field in ("raw_data", "float_data", "int32_data"):
-                one.ClearField(field)
-            del one.external_data[:]
-            one.data_location = TensorProto.EXTERNAL
-            one.external_data.add(key="location", value="absent")
+    graph = model.graph
+    bare = helper.make_model(
+        helper.make_graph(graph.node, graph.name, graph.input, graph.output, value_info=graph.value_info),
+        ir_version=model.ir_version,
+        opset_imports=model.opset_import,
+        functions=model.functions,
+    )
+    for tensor in graph.initializer:
+        one = bare.graph.initializer.add()
+        floats = tensor.data_type in (SINGLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        if not floats or math.prod(tensor.dims) <= TELLING:
+            one.CopyFrom(tensor)
+            continue
+        one.name, one.data_type = tensor.name, tensor.data_type  # no weights: inference takes 2 GiB at most
+        one.dims.extend(tensor.dims)
+        one.data_location = TensorProto.EXTERNAL
+        one.external_data.add(key="location", value="absent")
     inferred = onnx.shape_inference.infer_shapes(bare).graph
     infos = (*inferred.input, *inferred.output, *inferred.value_info)
     types = {one.name: one.type.tensor_type.elem_type for one in infos}

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.choose import as_good_as_the_best
+from pipeline.answers import divergence
+from pipeline.choose import Choice, as_good_as_the_best, pairs_of
+from pipeline.report.record import CandidateRow
 
 IMAGES = 1000
 
@@ -40,3 +42,59 @@ def test_features_are_compared_by_their_cosine_alone() -> None:
 def test_answers_that_are_not_finite_never_compete() -> None:
     assert as_good_as_the_best({"a": math.nan, "b": 0.2}, {"a": answers(0), "b": answers(800)}) == ["b"]
     assert as_good_as_the_best({"a": math.nan}, {}) == []
+
+
+def row(runtime: str, precision: str, p50_ms: float | None, *, chosen: bool, reason: str) -> CandidateRow:
+    return CandidateRow(
+        runtime=runtime, precision=precision, p50_ms=p50_ms, agreement=1.0, bytes=1, chosen=chosen, reason=reason
+    )
+
+
+UNPRUNED = Choice(
+    winner="openvino int8",
+    rows=(
+        row("openvino", "int8", 4.0, chosen=True, reason="fastest of those that agree with the source"),
+        row("openvino", "fp32", 8.0, chosen=False, reason="takes twice as long"),
+        row("onnxruntime", "int8", 9.0, chosen=False, reason="agrees on 40 %"),
+    ),
+    losses={"openvino int8": 0.05, "openvino fp32": 0.0},
+)
+
+
+def test_a_search_knows_the_winner_and_those_that_answer_as_well() -> None:
+    first, others = pairs_of(UNPRUNED)
+
+    assert (first.name, first.p50_ms, first.loss) == ("openvino int8", 4.0, 0.05)
+    assert [(one.name, one.p50_ms, one.loss) for one in others] == [("openvino fp32", 8.0, 0.0)]
+    assert pairs_of(UNPRUNED.replace(losses={}))[1] == []
+
+
+def test_whoever_lost_before_the_search_or_in_it_is_told_with_the_reason() -> None:
+    only = row("openvino", "fp32", None, chosen=True, reason="the only candidate")
+    final = Choice(winner="openvino fp32", rows=(only,))
+
+    told = final.joined_with(UNPRUNED, {"openvino int8": "searched, too: it loses more"})
+
+    assert [(one.runtime, one.precision, one.reason) for one in told.rows] == [
+        ("openvino", "fp32", "it loses least at the same milliseconds"),
+        ("openvino", "int8", "searched, too: it loses more"),
+        ("onnxruntime", "int8", "of the unpruned engines: agrees on 40 %"),
+    ]
+
+
+def test_of_two_that_were_built_after_a_search_each_keeps_its_own_reason() -> None:
+    told = UNPRUNED.joined_with(UNPRUNED, {})
+
+    assert told.rows == UNPRUNED.rows
+
+
+def test_the_divergence_is_that_of_the_offers() -> None:
+    torch = pytest.importorskip("torch")
+    wanted, found = np.random.default_rng(0).normal(size=(2, 50, 7)).astype(np.float32)
+    logs = [torch.from_numpy(one).double().log_softmax(-1) for one in (wanted, found)]
+    expected = torch.nn.functional.kl_div(logs[1], logs[0], reduction="sum", log_target=True) / 50
+
+    assert divergence(wanted, found, has_head=True) == pytest.approx(float(expected))
+    assert divergence(wanted, wanted, has_head=True) == pytest.approx(0, abs=1e-12)
+    assert divergence(wanted, np.broadcast_to(wanted.mean(0), wanted.shape), has_head=False) == pytest.approx(1)
+    assert divergence(wanted, np.full_like(wanted, np.nan), has_head=True) == math.inf

@@ -322,6 +322,23 @@ def test_a_cpu_without_bf16_is_not_asked_for_it(planned: Planned, monkeypatch: p
         planned(text=BF16)
 
 
+def test_a_runtime_that_does_not_run_the_precision_is_passed_over_with_the_reason(
+    planned: Planned, tmp_path: Path
+) -> None:
+    runtimes = [{"name": "onnxruntime", "precisions": ["fp32"]}, {"name": "openvino", "precisions": ["fp32", "int8"]}]
+    target = planned(f"targets=[{own_target(tmp_path, 'mine', runtimes=runtimes)}]").targets[0]
+
+    assert [one.name for one in target.candidates] == ["openvino int8"]
+    assert target.passed_over == (("onnxruntime", "it does not run int8 there; it runs fp32"),)
+
+    runtimes[1]["precisions"] = ["fp32"]
+    runtimes.append({"name": "openvino_npu", "precisions": ["int8"]})
+    with pytest.raises(InputError) as caught:
+        planned(f"targets=[{own_target(tmp_path, 'other', runtimes=runtimes)}]")
+    for name in ("onnxruntime", "openvino"):
+        assert f"{name}: it does not run int8 there; it runs fp32" in str(caught.value), "not only why there is no NPU"
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_a_gpu_without_bf16_says_what_it_runs_instead(planned: Planned) -> None:
     with pytest.raises(InputError, match="does not run bf16 there; it runs fp16"):

@@ -76,6 +76,24 @@ def test_one_that_fails_loses_with_its_reason_at_every_batch(error: Exception) -
     assert runner.told == [f"warning: candidate openvino int8 is out: {error}"]
 
 
+def test_one_whose_unpruned_counterpart_cannot_be_built_is_out_too() -> None:
+    def candidate(name: str) -> tuple[str, Any]:
+        return name, SimpleNamespace(
+            name=name, graph=SimpleNamespace(key="graph"), engine=chain("source", f"{name} engine"),
+            unpruned=chain("source", f"{name} unpruned"),
+        )  # fmt: skip
+
+    made = dict([candidate("ort"), candidate("ov")])
+    plan: Any = {"profile": None, "budget": None, "facts": {}, "baselines": {}, "other_batches": {}, "passed_over": ()}
+    target = TargetPlan(candidates=tuple(made.values()), **plan)
+    runner: Any = PlayedRunner({"ov unpruned": StageError("no memory")})
+
+    left = bring_candidates(runner, target, target.ends_of)
+
+    assert [one.name for one in left.candidates] == ["ort"]
+    assert left.passed_over == (("ov", "failed: no memory"),)
+
+
 def test_where_all_fail_the_first_says_why() -> None:
     with pytest.raises(StageError, match="the first"):
         bring(PlayedRunner({"compile ort": StageError("the first"), "quantize": StageError("the second")}))

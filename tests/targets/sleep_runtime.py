@@ -9,14 +9,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from targets.runtimes.engine import write_engine
-from targets.runtimes.runtime import Array, Feeds, TensorFacts
+from targets.runtimes.runtime import Answered, Array, Feeds, TensorFacts
 
 name = "sleep"
 FILE = "sleep.json"
@@ -104,7 +103,7 @@ class SleepingPool(SleepSession):
         """queries that slept at once"""
         self._asleep: list[threading.Thread] = []
 
-    def submit(self, feeds: Feeds, answered: Callable[[dict[str, Array]], None]) -> None:
+    def submit(self, feeds: Feeds, answered: Answered) -> None:
         thread = threading.Thread(target=lambda: answered(self.run(feeds)))
         self._asleep = [one for one in self._asleep if one.is_alive()] + [thread]
         thread.start()

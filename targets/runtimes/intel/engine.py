@@ -6,13 +6,25 @@ IR is compiled for the device when it is loaded; so what decides how it runs is 
 from pathlib import Path
 from typing import Any
 
+from targets.runtimes.intel import library
 from targets.runtimes.intel.library import fix_batch, full_name, load_library, read_graph, version
 from targets.runtimes.intel.options import CPU, read_options
 from targets.runtimes.intel.session import OpenVinoSession
-from targets.runtimes.runtime import cpu_binding
+from targets.runtimes.runtime import Functions, cpu_binding
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
+
+
+def functions(runtime: str) -> Functions:
+    """What the module of a runtime consists of."""
+    return Functions(
+        available=lambda: library.obstacle(runtime),
+        version=library.version,
+        binding=lambda facts: binding(runtime, facts),
+        build=lambda model, output, options: build(runtime, model, output, options),
+        load=lambda path, options: load(runtime, path, options),
+    )
 
 
 def binding(runtime: str, facts: dict[str, Any]) -> dict[str, str]:

@@ -49,8 +49,9 @@ def read_graph(path: Path) -> Any:
 
 def reason(error: RuntimeError) -> str:
     """One line of its several, without the places in its source code."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check ")))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from ", "Check "))]
+    return " ".join(told or lines[-1:])
 
 
 def fix_batch(graph: Any, batch: int) -> None:

@@ -23,6 +23,7 @@ PERFORMANCE = ("latency", "throughput")
 
 _KNOWN = ("precision", "batch", "threads", "hint", "streams", "optimized")
 _MOST_STREAMS = 1024
+_MOST = {"batch": 65536, "threads": 4096}
 
 
 def read_options(runtime: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +33,10 @@ def read_options(runtime: str, given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"runtime {runtime!r} has no option {name!r}; {suggest(name, _KNOWN)}")
     found = {"precision": "fp32", "hint": "latency", "streams": None, **given}
     found["hint"] = found["hint"] or "latency"
+    for name, most in _MOST.items():
+        value = found.get(name)
+        if value is not None and not _is_whole(value, most):
+            raise InputError(f"option {name!r} is a whole number from 1 to {most}, got {value!r}")
     known = HINTS[runtime]
     if found["precision"] not in known:
         raise InputError(f"runtime {runtime!r} does not run {found['precision']!r}; it runs {', '.join(known)}")
@@ -52,7 +57,7 @@ def hint_obstacle(runtime: str, hint: Any, streams: Any) -> str | None:
         return f"option {name!r} is one of {', '.join(DEVICES)}, not of {runtime!r}; leave it out"
     if streams is None:
         return None
-    if isinstance(streams, bool) or not isinstance(streams, int) or not 1 <= streams <= _MOST_STREAMS:
+    if not _is_whole(streams, _MOST_STREAMS):
         return f"option 'streams' is a whole number from 1 to {_MOST_STREAMS}, got {streams!r}"
     if hint == "latency":
         return f"option 'streams' goes with hint 'throughput', got {streams} with 'latency'; set hint, or leave it out"
@@ -76,3 +81,7 @@ def properties(runtime: str, options: dict[str, Any], *, profiling: bool = False
     if precision == "int8_weights":
         found["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # else activations are quantized too where VNNI is
     return found
+
+
+def _is_whole(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most

@@ -11,16 +11,15 @@ from concurrent.futures import wait as wait_for
 from queue import SimpleQueue
 from typing import Any
 
-from targets.runtimes.runtime import Array, Feeds
-
-Answered = Callable[[dict[str, Array]], None]
+from targets.runtimes.runtime import Answered, Array, Feeds
 
 
 class RequestPool:
     """So many requests, and the queries that are under way."""
 
-    def __init__(self, compiled: Any, requests: int, outputs: list[str]) -> None:
-        self._outputs = outputs
+    def __init__(self, compiled: Any, requests: int, answer: Callable[[Any, Feeds], dict[str, Array]]) -> None:
+        """answer: what one request says to a query, in arrays of its own."""
+        self._one = answer
         self._free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(requests):
             self._free.put(compiled.create_infer_request())
@@ -47,7 +46,11 @@ class RequestPool:
 
     def _answer(self, request: Any, feeds: Feeds, answered: Answered) -> None:
         try:
-            answers = request.infer(feeds, share_inputs=True)
-            answered({name: answers[index] for index, name in enumerate(self._outputs)})
+            try:
+                answers = self._one(request, feeds)
+            except BaseException:
+                answered(None)  # who waits for a free request must not wait for this one
+                raise
+            answered(answers)
         finally:
             self._free.put(request)

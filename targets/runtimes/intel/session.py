@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from targets.errors import InputError, WorkerError
 from targets.runtimes.intel.library import fix_batch, load_library, read_graph, reason, tensor
 from targets.runtimes.intel.options import DEVICES, NPU, properties
 from targets.runtimes.intel.pool import RequestPool
-from targets.runtimes.runtime import Array, Feeds, product_macs
+from targets.runtimes.runtime import Answered, Array, Feeds, product_macs
 
 ASKED = (
     "INFERENCE_NUM_THREADS",
@@ -46,13 +45,12 @@ class OpenVinoSession:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Answer one query; inputs are read in place, as ONNX Runtime does."""
-        answers = self._request.infer(feeds, share_inputs=True)
-        return {one.name: answers[index] for index, one in enumerate(self.outputs)}
+        return self._answer(self._request, feeds)
 
-    def submit(self, feeds: Feeds, answered: Callable[[dict[str, Array]], None]) -> None:
+    def submit(self, feeds: Feeds, answered: Answered) -> None:
         """Start a query, waiting for a free request where all are busy; `answered` is called from another thread."""
         if self._pool is None:
-            self._pool = RequestPool(self._compiled, self.requests, [one.name for one in self.outputs])
+            self._pool = RequestPool(self._compiled, self.requests, self._answer)
         self._pool.submit(feeds, answered)
 
     def wait(self) -> None:
@@ -68,10 +66,10 @@ class OpenVinoSession:
         """
         compiled = self._compile(profiling=True)
         request = compiled.create_infer_request()
-        request.infer(feeds)
+        self._answer(request, feeds)
         first = {node.node_name: node.real_time.total_seconds() for node in request.profiling_info}
         for _ in range(repeats):
-            request.infer(feeds)
+            self._answer(request, feeds)
         nodes = {one.get_friendly_name(): one for one in self._nodes(compiled)}
         found = []
         for node in request.profiling_info:
@@ -124,11 +122,19 @@ class OpenVinoSession:
         }
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; a second time does nothing."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-        del self._request, self._compiled
+        self._request = self._compiled = None
+
+    def _answer(self, request: Any, feeds: Feeds) -> dict[str, Array]:
+        """Answers are copied out of the request's memory, inputs are not copied into it."""
+        try:
+            answers = request.infer(feeds, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise WorkerError(f"{self._runtime} cannot run: {reason(error)}") from error
+        return {one.name: answers[index] for index, one in enumerate(self.outputs)}
 
     def _requests(self) -> int:
         """How many queries it answers at once: one for the shortest latency."""

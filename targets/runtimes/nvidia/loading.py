@@ -13,12 +13,25 @@ from targets.runtimes.engine import ENGINE_FILE, check_binding, read_engine, wri
 from targets.runtimes.nvidia.builder import build_engine, gpu_facts, here_platform, weights_digest
 from targets.runtimes.nvidia.cuda import Cuda
 from targets.runtimes.nvidia.kernel_file import KernelFile
-from targets.runtimes.nvidia.library import Listener, failure, load_library, release
-from targets.runtimes.nvidia.options import LOAD, RTX, read_options
+from targets.runtimes.nvidia.library import Listener, failure, load_library, obstacle, release
+from targets.runtimes.nvidia.options import LOAD, MOST_IMAGES, RTX, read_options
 from targets.runtimes.nvidia.session import OFF, GpuSession, Loaded
+from targets.runtimes.runtime import Functions
 
-MOST_IMAGES = 16
-"""of a plain ONNX file whose batch is left open"""
+
+def functions(runtime: str) -> Functions:
+    """What the module of a runtime consists of. `available` says nothing of GPUs: engines may be built without one."""
+
+    def version() -> str:
+        return str(load_library(runtime).__version__)
+
+    return Functions(
+        available=lambda: obstacle(runtime),
+        version=version,
+        binding=lambda facts: here(runtime, version()),
+        build=lambda model, output, options: build_engine(runtime, model, output, options),
+        load=lambda path, options: open_session(runtime, path, options),
+    )
 
 
 def here(runtime: str, version: str, device: int = 0) -> dict[str, str]:

@@ -60,7 +60,9 @@ def parse(library: Any, runtime: str, model: Path, listener: Listener) -> Parsed
     """Read an ONNX file. Raises InputError for asymmetric Q/DQ, WorkerError naming the node that is not understood."""
     check_graph(runtime, model)
     builder = library.Builder(listener.logger)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    strongly = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    # Deprecated since TensorRT 11, whose networks are strongly typed whatever is said.
+    network = builder.create_network(0 if strongly is None else 1 << int(strongly))
     parser = library.OnnxParser(network, listener.logger)
     if not parser.parse_from_file(str(model)):
         reason = _reason(parser)

@@ -21,8 +21,8 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _TYPES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4", 22: "int4"}
 _SIGNED = ("int8", "int16", "int4")
 
-_OPERATOR = 4
-_FLOAT16 = 10
+_OPERATOR, _ATTRIBUTE, _ATTRIBUTE_TENSOR = 4, 5, 5
+_FLOAT16, _BFLOAT16, _FLOAT8 = 10, 16, (17, 18, 19, 20)
 
 Field = tuple[int, "memoryview | int"]
 
@@ -33,24 +33,48 @@ class Contents:
 
     operators: Counter[str]
     """nodes by kind, without those of subgraphs"""
-    halves: int
-    """weights of type float16"""
+    types: Counter[int]
+    """weights by ONNX's number of their type, those of Constant nodes too"""
+
+    @property
+    def precision(self) -> str:
+        """What the graph was made for, as its Q/DQ nodes and the types of its weights show it."""
+        if any(kind in self.types for kind in _FLOAT8):
+            return "fp8"
+        if self.operators["QuantizeLinear"]:
+            return "int8"
+        if self.operators["DequantizeLinear"]:
+            return "int8_weights"
+        return "bf16" if self.types[_BFLOAT16] else "fp16" if self.types[_FLOAT16] else "fp32"
 
 
 def read_contents(runtime: str, path: Path) -> Contents:
     """Count nodes and weights of an ONNX file; raises WorkerError for a file that is not ONNX."""
     operators: Counter[str] = Counter()
-    halves = 0
+    types: Counter[int] = Counter()
     try:
         for number, graph in _fields(_view(runtime, path)):
             for kind, part in _messages(graph) if number == _GRAPH else ():
                 if kind == _NODE:
                     operators["".join(bytes(text).decode() for at, text in _messages(part) if at == _OPERATOR)] += 1
+                    types.update(_type_of(tensor) for tensor in _constants(part))
                 elif kind == _INITIALIZER:
-                    halves += (_TENSOR_TYPE, _FLOAT16) in _fields(part)
+                    types[_type_of(part)] += 1
     except (IndexError, ValueError) as error:
         raise WorkerError(f"{runtime} cannot read {path.name!r}: it is not ONNX or is cut off") from error
-    return Contents(operators, halves)
+    return Contents(operators, types)
+
+
+def _constants(node: memoryview) -> Iterator[memoryview]:
+    """Tensors among the attributes of a node."""
+    for at, attribute in _messages(node):
+        if at == _ATTRIBUTE:
+            yield from (tensor for number, tensor in _messages(attribute) if number == _ATTRIBUTE_TENSOR)
+
+
+def _type_of(tensor: memoryview) -> int:
+    """ONNX's number of a tensor's type."""
+    return next((value for number, value in _fields(tensor) if number == _TENSOR_TYPE and isinstance(value, int)), 0)
 
 
 def check_graph(runtime: str, path: Path) -> None:

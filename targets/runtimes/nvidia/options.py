@@ -16,6 +16,8 @@ BOTH = (TENSORRT, RTX)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 REFIT = ("none", "identical", "any")
+MOST_IMAGES = 16
+"""of a plain ONNX file whose batch is left open"""
 
 OPTIONS = table_of(BOTH, {
     "precision": Option("fp32", "what the graph holds; nothing is converted here", choices=PRECISIONS),

@@ -18,7 +18,7 @@ from targets.runtimes.nvidia.cuda import Cuda
 from targets.runtimes.nvidia.layers import count_products, describe_layer, read_layers
 from targets.runtimes.nvidia.library import Listener
 from targets.runtimes.nvidia.network import TYPES, tensor_shape
-from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_feeds
+from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_feeds, in_their_types
 
 OFF = "off"
 RECORDED = "recorded"
@@ -73,15 +73,14 @@ class GpuSession:
         self.outputs = tuple(self._describe(one) for one in names if not reads[one])
         try:
             self._stream = cuda.stream()
-            self._context = loaded.make_context()
-            if self._context is None:
-                raise WorkerError(f"no context for the engine: {loaded.listener.last_error()}; use a smaller batch")
+            self._context = self._new_context()
         except BaseException:
             self.close()
             raise
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Answer one query; the arrays are valid until the next one."""
+        feeds = in_their_types(self.inputs, feeds)
         self._prepare(feeds)
         first = not self._graph and self._graph_state == NOT_YET
         self._answer(self._context, feeds)
@@ -91,6 +90,7 @@ class GpuSession:
 
     def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
         """Layers of the engine, in a context of its own without recording: asking every layer slows queries down."""
+        feeds = in_their_types(self.inputs, feeds)
         self._prepare(feeds)
         milliseconds: dict[str, float] = defaultdict(float)
         calls: Counter[str] = Counter()
@@ -104,7 +104,7 @@ class GpuSession:
                 milliseconds[layer_name] += ms
                 calls[layer_name] += 1
 
-        context = self._loaded.make_context()
+        context = self._new_context()
         self._point(context)
         self._answer(context, feeds)
         profiler = Profiler()
@@ -129,6 +129,13 @@ class GpuSession:
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
         """Precision of each product by what the engine says of the layers it was made into."""
         return count_products(self._inspected(), list(self._loaded.products))
+
+    def _new_context(self) -> Any:
+        context = self._loaded.make_context()
+        if context is None:
+            reason = self._loaded.listener.last_error()
+            raise WorkerError(f"no context for the engine: {reason}; use a smaller batch")
+        return context
 
     def _inspected(self) -> list[dict[str, Any]]:
         inspector = self._loaded.engine.create_engine_inspector()

@@ -37,5 +37,7 @@ def provider_obstacle(runtime: str) -> str | None:
     except subprocess.TimeoutExpired:
         return f"onnxruntime does not start within {LIMIT_SECONDS} s"
     except (IndexError, ValueError):
-        return f"onnxruntime cannot be started: the process ended with exit code {done.returncode}"
+        words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = f"; it said: {words[-1][:200]}" if words else ""
+        return f"onnxruntime cannot be started: the process ended with exit code {done.returncode}{said}"
     return reason

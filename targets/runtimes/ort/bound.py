@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from targets.errors import WorkerError
+from targets.errors import VitrimError, WorkerError
 from targets.runtimes.ort.library import Graph, load_library
 from targets.runtimes.ort.session import OnnxRuntimeSession
-from targets.runtimes.runtime import Array, Feeds, check_feeds
+from targets.runtimes.runtime import Array, Feeds, check_feeds, in_their_types
 
 
 class BoundSession(OnnxRuntimeSession):
@@ -43,15 +43,17 @@ class BoundSession(OnnxRuntimeSession):
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Answer one query."""
-        feeds = self._in_their_types(feeds)
-        self._prepare(feeds)
+        feeds = in_their_types(self.inputs, feeds)
         try:
+            self._prepare(feeds)
             for name, value in self._values.items():
                 value.update_inplace(np.ascontiguousarray(feeds[name]))
             self._session.run_with_iobinding(self._binding)  # waits until the device is done
             answers = self._binding.copy_outputs_to_cpu()
-        except Exception as error:  # the library's exceptions share no base but RuntimeError and ValueError
-            raise WorkerError(f"{self._graph.runtime} cannot run: {' '.join(str(error).split())}") from error
+        except VitrimError:
+            raise
+        except Exception as error:
+            raise self._failure(error) from error
         return dict(zip(self._output_names, answers, strict=True))
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:

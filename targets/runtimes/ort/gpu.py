@@ -6,7 +6,7 @@ Not yet run on hardware; docs/runtimes/onnxruntime.md says what was checked and 
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,37 @@ from targets.runtimes.nvidia.options import ORT_CUDA, ORT_TENSORRT, PROVIDERS
 from targets.runtimes.options import BUILD, LOAD
 from targets.runtimes.ort import library, native, providers
 from targets.runtimes.ort.bound import BoundSession
-from targets.runtimes.ort.options import kept_options, read_options
+from targets.runtimes.ort.options import PRECISIONS, kept_options, read_options
 from targets.runtimes.ort.places import check_places
 from targets.runtimes.ort.profile import is_product
+from targets.runtimes.runtime import Functions, TensorFacts
 
 DEVICE_TYPE = "cuda"
 """where inputs and outputs lie, in ONNX Runtime's words"""
 OLDEST = (1, 24)
 """the first that tells to which provider each node went"""
+HELD = {
+    "fp32": "neither Q/DQ nodes nor weights of 16 bits",
+    "fp16": "weights of float16",
+    "bf16": "weights of bfloat16",
+    "int8": "Q/DQ nodes",
+    "int8_weights": "weights behind DequantizeLinear, and no QuantizeLinear",
+    "fp8": "numbers of float8",
+}
+"""precision of a graph -> what shows it"""
 _NO_TF32 = "NVIDIA_TF32_OVERRIDE"
 """0: no library of NVIDIA rounds to TF32. TensorRT's provider has no option for it, and TensorRT's default is to"""
+
+
+def functions(runtime: str) -> Functions:
+    """What the module of a runtime consists of."""
+    return Functions(
+        available=lambda: obstacle(PROVIDERS[runtime]),
+        version=library.version,
+        binding=lambda facts: binding(runtime),
+        build=lambda model, output, options: build_engine(runtime, model, output, options),
+        load=lambda path, options: open_engine(runtime, path, options),
+    )
 
 
 def obstacle(provider: str) -> str | None:
@@ -63,9 +84,9 @@ def obstacle(provider: str) -> str | None:
     return None
 
 
-def binding(runtime: str) -> dict[str, str]:
-    """What this machine is, to compare with what an engine is bound to."""
-    facts = here(runtime, library.version())
+def binding(runtime: str, device: int = 0) -> dict[str, str]:
+    """What this machine is, to compare with what an engine is bound to. device: number of the GPU."""
+    facts = here(runtime, library.version(), device)
     return {**facts, "tensorrt": _tensorrt_version()} if runtime == ORT_TENSORRT else facts
 
 
@@ -108,14 +129,26 @@ def check_held(runtime: str, model: Path, precision: str) -> int:
     """
     check_graph(runtime, model)
     held = read_contents(runtime, model)
-    quantized = held.operators["QuantizeLinear"] > 0
-    found = "int8" if quantized else "fp16" if held.halves else "fp32"
+    found = held.precision
     if found != precision:
-        what = {"int8": "Q/DQ nodes", "fp16": "weights of float16", "fp32": "neither Q/DQ nodes nor float16"}[found]
-        raise InputError(
-            f"asked {runtime} for {precision}, but {model.name!r} holds {what}: ask for {found}, or quantize otherwise"
-        )
+        runs = PRECISIONS[ORT_TENSORRT]
+        remedy = f"ask for {found}, or quantize otherwise" if found in runs else f"{runtime} runs {', '.join(runs)}"
+        raise InputError(f"asked {runtime} for {precision}, but {model.name!r} holds {HELD[found]}: {remedy}")
     return sum(count for operator, count in held.operators.items() if is_product(operator))
+
+
+def refuse_dynamic(tensors: Sequence[TensorFacts]) -> None:
+    """Raise InputError where what goes in or out may have another shape than the one that is recorded.
+
+    The library would launch the recording for it all the same: with the images, and into the memory, of before.
+    """
+    for one in tensors:
+        if None in one.shape:
+            shape = ["any" if size is None else size for size in one.shape]
+            raise InputError(
+                f"option 'cuda_graph' records a query of one shape, but {one.name!r} is {shape}; "
+                "give a batch, or leave cuda_graph out"
+            )
 
 
 def timing_folder(options: Mapping[str, Any], facts: Mapping[str, str]) -> Path | None:
@@ -132,7 +165,7 @@ def _build(runtime: str, model: Path, output: Path, options: dict[str, Any]) -> 
     products = check_held(runtime, model, options["precision"]) if runtime == ORT_TENSORRT else None
     gpu = gpu_facts(options["device"])
     legal.check_pairs(runtime, [gpu["compute_capability"]], options["precision"])
-    facts = binding(runtime)
+    facts = binding(runtime, options["device"])
     bound = ["platform", runtime, "gpu", "compute_capability", *(["tensorrt"] if runtime == ORT_TENSORRT else [])]
 
     def settings() -> Any:
@@ -192,6 +225,8 @@ def _open(
     gpu = gpu_facts(options["device"])
     looked_at = graph(cuda_graph=False)  # a recorded query has no nodes to tell of
     session = graph(cuda_graph=options["cuda_graph"]).open()
+    if options["cuda_graph"]:
+        refuse_dynamic([library.tensor_facts(one) for one in (*session.get_inputs(), *session.get_outputs())])
     nodes = check_places(looked_at, session, [PROVIDERS[runtime]])
     facts = {
         **gpu,

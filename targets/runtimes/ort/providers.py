@@ -1,4 +1,4 @@
-"""What ONNX Runtime's providers for GPUs are told: every option written out, as texts, nothing left to a default.
+"""What ONNX Runtime's providers for GPUs are told: every option that changes answers, speed or memory, as texts.
 
 Names and forms: onnxruntime.ai/docs/execution-providers; the parsers of onnxruntime-gpu 1.31.1 take them. The CUDA
 provider takes 0 and 1, TensorRT's `True` and `False` only.
@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from targets.runtimes.nvidia.options import MOST_IMAGES
 from targets.runtimes.ort.library import CUDA, TENSORRT, Provider
 from targets.runtimes.ort.options import ARENA
-from targets.runtimes.runtime import TensorFacts
+from targets.runtimes.runtime import TensorFacts, query_shape
 
 CONTEXT = "model_ctx.onnx"
 """graph of one node that stands for TensorRT's engine, which lies beside it"""
-MOST_IMAGES = 16
-"""of a plain ONNX file whose batch is left open"""
 
 
 def cuda_provider(options: Mapping[str, Any], *, cuda_graph: bool) -> Provider:
@@ -77,14 +76,16 @@ def tensorrt_loader(options: Mapping[str, Any], *, cuda_graph: bool) -> Provider
 def profile_shapes(inputs: Sequence[TensorFacts]) -> dict[str, str]:
     """Shapes that TensorRT builds for where the batch is left open: 1 to MOST_IMAGES images; else it reads the graph.
 
-    Without them it would build an engine anew for every batch that it has not seen.
+    Without them it would build an engine anew for every batch that it has not seen. Raises InputError where more than
+    the batch is open.
     """
-    if all(one.shape and one.shape[0] is not None for one in inputs):
+    if all(None not in one.shape for one in inputs):
         return {}
     sizes = {"min": 1, "opt": 1, "max": MOST_IMAGES}
     return {
         f"trt_profile_{which}_shapes": ",".join(
-            f"{one.name}:{'x'.join(str(size or images) for size in one.shape)}" for one in inputs
+            f"{one.name}:{'x'.join(map(str, query_shape(one.shape, batch=one.shape[0] or images, name=one.name)))}"
+            for one in inputs
         )
         for which, images in sizes.items()
     }

@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from targets.errors import WorkerError
 from targets.runtimes.ort.library import SPINNING, Graph, tensor_facts
 from targets.runtimes.ort.profile import Event, count_products, describe_layers, node_events
-from targets.runtimes.runtime import Array, Feeds
+from targets.runtimes.runtime import Array, Feeds, in_their_types
 
 
 class OnnxRuntimeSession:
@@ -23,16 +24,20 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Answer one query."""
-        feeds = self._in_their_types(feeds)
-        return dict(zip(self._output_names, self._session.run(self._output_names, feeds), strict=True))
+        feeds = in_their_types(self.inputs, feeds)
+        try:
+            answers = self._session.run(self._output_names, feeds)
+        except Exception as error:
+            raise self._failure(error) from error
+        return dict(zip(self._output_names, answers, strict=True))
 
     def layers(self, feeds: Feeds, repeats: int) -> list[dict[str, Any]]:
         """Nodes of the graph as it runs, from a session of its own: profiling slows queries down."""
-        return describe_layers(profile(self._graph, self._in_their_types(feeds), repeats), repeats)
+        return describe_layers(profile(self._graph, in_their_types(self.inputs, feeds), repeats), repeats)
 
     def matrix_products(self, feeds: Feeds) -> dict[str, int]:
         """Precision by the types that went into each product, from the profile of one query."""
-        return count_products(profile(self._graph, self._in_their_types(feeds), 1))
+        return count_products(profile(self._graph, in_their_types(self.inputs, feeds), 1))
 
     def facts(self) -> dict[str, Any]:
         """Session options and providers in force."""
@@ -47,13 +52,12 @@ class OnnxRuntimeSession:
         }
 
     def close(self) -> None:
-        """Give the memory back."""
-        del self._session
+        """Give the memory back; a second time does nothing."""
+        self._session = None
 
-    def _in_their_types(self, feeds: Feeds) -> Feeds:
-        """Make halves of what goes into an fp16 graph that was left without casts at its ends."""
-        halves = [one.name for one in self.inputs if one.dtype == "float16"]
-        return {**feeds, **{one: feeds[one].astype("float16") for one in halves}} if halves else feeds
+    def _failure(self, error: Exception) -> WorkerError:
+        """Say in one line what the library raises, whose exceptions share no base but RuntimeError and ValueError."""
+        return WorkerError(f"{self._graph.runtime} cannot run: {' '.join(str(error).split())}")
 
 
 def profile(graph: Graph, feeds: Feeds, repeats: int) -> list[Event]:

@@ -94,6 +94,23 @@ def test_one_that_keeps_the_limit_beyond_doubt_is_better_than_one_that_may() -> 
     assert played.run(Ground("224", 0.4, 0.5), [glimpse("160", 0.3, 0.0)]) == "224"
 
 
+def test_what_is_a_little_too_slow_whole_is_priced_then() -> None:
+    whole, cut = Ground("whole", 0.2, 0.2, kept=False), Ground("cut", 0.21, 0.22)
+    played = Played({"176": whole})
+    played.pursuit.price = lambda one, best: [whole if one.fits else cut]
+
+    assert played.run(Ground("224", 1.2, 1.2), [glimpse("176", 0.2, 0.0, fits=True)]) == "cut"
+    assert played.asked == ["build whole", "build cut"]
+    assert [one.name for one in played.pursuit.tried] == ["224", "cut"]  # type: ignore[attr-defined]
+
+
+def test_what_is_too_slow_whole_stays_where_no_prices_are_left() -> None:
+    played = Played({"176": Ground("176", 0.2, 0.2, kept=False)}, priced=0)
+
+    assert played.run(Ground("224", None, None), [glimpse("176", 0.2, 0.0, fits=True)]) == "176"
+    assert [one.name for one in played.pursuit.tried] == ["224", "176"]  # type: ignore[attr-defined]
+
+
 def test_where_nothing_keeps_the_limits_the_fastest_tells_how_far_it_comes() -> None:
     seen = [glimpse("192", 0.1, None, ratio=0.8), glimpse("160", 0.3, None, ratio=0.5)]
     played = Played({"160": Ground("160", None, None)})

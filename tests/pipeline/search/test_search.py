@@ -63,7 +63,7 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
     """played(time, budget) -> Search, with what was built and how often was measured."""
     (tmp_path / OFFERS_FILE).write_text(offers.canonical_json())
     specs: dict[str, ViTSpec] = {}
-    log = SimpleNamespace(measured=0, specs=specs)
+    log = SimpleNamespace(measured=0, specs=specs, processes=[])
 
     def engine_of(planner: Any, spec: ViTSpec, like: Any, *, title: str, alpha: Any) -> Any:
         specs[spec.digest()] = spec
@@ -77,8 +77,9 @@ def played(plain_spec: ViTSpec, offers: Offers, tmp_path: Path, monkeypatch: pyt
         return SimpleNamespace(folder=folder, manifest=SimpleNamespace(facts={"engine_bytes": size}))
 
     def make(time: Time, budget: Budget, **options: Any) -> Search:
-        def measure_shares(engines: Mapping[str, Path], inputs: Any, **_: Any) -> Shares:
+        def measure_shares(engines: Mapping[str, Path], inputs: Any, *, procedure: Any, **_: Any) -> Shares:
             log.measured += 1
+            log.processes.append((sorted(engines), procedure.processes))
             whole = time(plain_spec)
             ratios = {name: time(specs[str(folder)]) / whole for name, folder in engines.items()}
             return Shares({name: (one, (0.99 * one, 1.01 * one)) for name, one in ratios.items()}, whole)
@@ -133,6 +134,13 @@ def test_the_limit_is_kept_in_three_rounds(played: Any, plain_spec: ViTSpec, tim
 
 def blocks_of(spec: ViTSpec, decision: Decision) -> Any:
     return with_shapes(spec, decision.shapes).blocks
+
+
+def test_what_decides_is_measured_in_more_processes(played: Any) -> None:
+    run(played(additive, Budget(latency_ratio=0.7), blocks="auto"))
+
+    assert all(count == (5 if names == ["whole"] else 2) for names, count in played.log.processes)
+    assert {count for _, count in played.log.processes} == {2, 5}
 
 
 def test_milliseconds_are_a_share_of_the_unpruned_engine(played: Any, plain_spec: ViTSpec) -> None:

@@ -127,3 +127,9 @@ def run_quantize() -> Callable[..., Ran]:
 def quantized(tmp_path_factory: pytest.TempPathFactory, graph: Path, run_quantize: Callable[..., Ran]) -> Ran:
     """The graph quantized with three alphas to choose from; its scratch folder still holds the candidates."""
     return run_quantize(graph, tmp_path_factory.mktemp("int8"), alphas=("off", 0.5, 0.95), images=48)
+
+
+@pytest.fixture(scope="session")
+def fp8(graph: Path, run_quantize: Callable[..., Ran], tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The small graph in fp8, with the cost of every layer."""
+    return run_quantize(graph, tmp_path_factory.mktemp("fp8"), precision="fp8", images=16, sensitivity=True)

@@ -1,9 +1,13 @@
 """Counting the matrix products that run in int8, and picking nodes by pattern."""
 
+from pathlib import Path
+
+import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
+from stages.quantize.calibrate import save
 from stages.quantize.graph import count_quantized, match_nodes
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -36,3 +40,21 @@ def test_patterns_pick_whole_names_in_graph_order() -> None:
     assert match_nodes(graph, ["blocks.1.*"]) == ["blocks.1.fc1"]
     assert match_nodes(graph, ["*10*", "blocks.0*"]) == ["blocks.0.fc1", "blocks.10.fc1"]
     assert match_nodes(graph, []) == []
+
+
+def test_weights_beside_a_graph_that_is_written_again_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each layer's cost is measured: one file again and again, and what an interrupted run left of it."""
+    monkeypatch.setattr("targets.runtimes.widen.INLINE_LIMIT", 1000)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in ("x", "y")]
+    (tmp_path / "model.onnx.data").write_bytes(b"a part of the weights")
+    for factor in (1, 2):
+        weight = numpy_helper.from_array(factor * np.ones((64, 64), np.float32), "w")
+        graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+        save(helper.make_model(graph), tmp_path / "model.onnx")
+
+        assert (tmp_path / "model.onnx.data").stat().st_size == 4 * 64 * 64
+        (read,) = onnx.load(tmp_path / "model.onnx").graph.initializer
+        assert (numpy_helper.to_array(read) == factor).all()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from stages.quantize.graph import WEIGHTED, attention_products, read_graph
-from stages.quantize.half import HALVES, convert, emulate, nodes_without
+from stages.quantize.half import HALVES, Half, convert, emulate, nodes_without
 from stages.quantize.stage import STAGE, QuantizeOptions
 from stages.stage import Role
 from targets.errors import InputError
@@ -230,3 +230,43 @@ def test_a_graph_whose_products_onnx_does_not_have_in_bf16_is_refused_with_the_o
             continue
         with pytest.raises(InputError, match="export it with opset 22 or later, which has convolutions in bf16"):
             run_quantize(tmp_path / "net", tmp_path, precision="bf16", select=8)
+
+
+@pytest.mark.parametrize("keep", [set(), {"after"}, {"before"}], ids=str)
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+def test_what_needs_fp32_gets_it_and_what_follows_knows_its_type(half: Half, keep: set[str]) -> None:
+    """Resize: its scales are a weight, by which alone the types behind it are known."""
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, size, size])
+        for name, size in (("x", 2), ("y", 4))
+    ]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="before"),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], name="resizes", mode="nearest"),
+        helper.make_node("Abs", ["b"], ["c"], name="after"),
+        helper.make_node("Neg", ["c"], ["y"], name="last"),
+    ]
+    graph = helper.make_graph(
+        nodes, "resizing", ends[:1], ends[1:], [numpy_helper.from_array(np.float32([1, 1, 2, 2]), "scales")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+    convert(model, keep, half)
+
+    onnx.checker.check_model(model, full_check=True)
+    types = tensor_types(model)
+    by_name = {node.name: node for node in model.graph.node}
+    assert types[by_name["resizes"].input[0]] == types[by_name["resizes"].output[0]] == TensorProto.FLOAT
+    for name in ("before", "after", "last"):
+        expected = TensorProto.FLOAT if name in keep else half.tensor
+        assert types[by_name[name].input[0]] == types[by_name[name].output[0]] == expected, name
+
+
+def test_types_are_known_without_touching_the_weights() -> None:
+    model = planted(np.ones((3, 3), np.float32), np.zeros(3, np.float32))
+    large = numpy_helper.from_array(np.ones((64, 64), np.float32), "large")
+    model.graph.initializer.append(large)
+    before = model.SerializeToString()
+
+    assert tensor_types(model)["large"] == tensor_types(model)["d"] == TensorProto.FLOAT
+    assert model.SerializeToString() == before

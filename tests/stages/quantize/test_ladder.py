@@ -1,4 +1,4 @@
-"""The rungs besides int8 with calibrated ranges, and layers that go back to float."""
+"""The rungs besides int8 with calibrated ranges."""
 
 import json
 from collections import Counter
@@ -16,8 +16,6 @@ from pydantic import ValidationError
 from stages.quantize.graph import attention_products, read_graph
 from stages.quantize.half import HALVES, convert, emulate, nodes_at_risk
 from stages.quantize.linears import FP8_LARGEST, best_alpha
-from stages.quantize.mixed import layers, return_to_float
-from stages.quantize.run import find_break, noise_by_group
 from stages.quantize.stage import QuantizeOptions, strength_of
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
@@ -171,11 +169,6 @@ def test_dynamic_int8_multiplies_integers_and_leaves_attention_alone(
         assert worker.matrix_products()["int8"] == LINEARS - 1
 
 
-@pytest.fixture(scope="module")
-def fp8(graph: Path, run_quantize: Run, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run_quantize(graph, tmp_path_factory.mktemp("fp8"), precision="fp8", images=16, sensitivity=True)
-
-
 def test_fp8_scales_map_the_largest_value_to_448(fp8: Any, graph: Path) -> None:
     found = onnx.load(fp8.context.output / "model.onnx")
     tensors = {one.name: one for one in found.graph.initializer}
@@ -196,83 +189,6 @@ def test_fp8_scales_map_the_largest_value_to_448(fp8: Any, graph: Path) -> None:
     assert (np.abs(values.reshape(exact.shape) * scale - exact) <= np.maximum(np.abs(exact) / 16, scale / 512)).all()
     assert fp8.result.facts["products"]["fp8"] == LINEARS
     assert fp8.result.facts["agreement"] > 0.8
-
-
-def test_the_cost_of_every_layer_is_told_the_costliest_first(fp8: Any, graph: Path) -> None:
-    costs = fp8.result.facts["sensitivity"]
-    names = set(layers(read_graph(graph / "model.onnx"), attention_products(read_graph(graph / "model.onnx"))))
-
-    assert {one["layer"] for one in costs} == names
-    assert [one["divergence"] for one in costs] == sorted((one["divergence"] for one in costs), reverse=True)
-    assert all(one["divergence"] <= fp8.result.facts["divergence"] * 3 for one in costs)
-
-
-def plant(path: Path, layer: str) -> bytes:
-    """The graph with weights of one layer whose every output has one input, hardly used, that spoils its scale."""
-    model = onnx.load(path)
-    tensors = {one.name: one for one in model.graph.initializer}
-    weight = numpy_helper.to_array(tensors[f"{layer}.weight"]).copy()
-    weight[:2] *= 1e5  # the two inputs come from channels of a norm, whose gain is lowered by as much
-    tensors[f"{layer}.weight"].CopyFrom(numpy_helper.from_array(weight, f"{layer}.weight"))
-    norm = layer.replace("mlp.fc1", "norm2")
-    for kind in ("weight", "bias"):
-        gain = numpy_helper.to_array(tensors[f"{norm}.{kind}"]).copy()
-        gain[:2] /= 1e5
-        tensors[f"{norm}.{kind}"].CopyFrom(numpy_helper.from_array(gain, f"{norm}.{kind}"))
-    return model.SerializeToString()
-
-
-@pytest.fixture(scope="module")
-def spoilt(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("spoilt")
-    (folder / "model.onnx").write_bytes(plant(graph / "model.onnx", "blocks.1.mlp.fc1"))
-    (folder / "vit.json").write_bytes((graph / "vit.json").read_bytes())
-    return folder
-
-
-def test_the_loop_returns_the_planted_layer_first_and_the_agreement_holds(
-    spoilt: Path, run_quantize: Run, tmp_path: Path
-) -> None:
-    before = run_quantize(spoilt, tmp_path / "before", precision="int8_weights").result.facts["agreement"]
-    assert before < 1  # how far below, differs between processors
-
-    ran = run_quantize(spoilt, tmp_path, precision="int8_weights", budget_agreement=before + 1e-6, rounds=3)
-
-    facts = ran.result.facts
-    assert facts["sensitivity"][0]["layer"] == "blocks.1.mlp.fc1"
-    assert [one["layer"] for one in facts["returned"]] == ["blocks.1.mlp.fc1"]
-    assert facts["budget"]["before"] == before < facts["agreement"]
-    assert facts["budget"]["met"] is True
-    assert facts["products"]["int8_weights"] == LINEARS - 1
-    kept = {one.name for one in read_graph(ran.context.output / "model.onnx").initializer}
-    assert "blocks.1.mlp.fc1.weight" in kept
-
-
-def test_a_budget_out_of_reach_is_told_after_its_rounds(
-    spoilt: Path, run_quantize: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    ran = run_quantize(spoilt, tmp_path, precision="int8_weights", budget_agreement=1.0, rounds=1)
-
-    facts = ran.result.facts
-    assert facts["budget"]["before"] < facts["agreement"] < 1
-    assert facts["budget"]["met"] is False
-    assert [one["layer"] for one in facts["returned"]] == ["blocks.1.mlp.fc1"]
-    assert "after 1 rounds, budget_agreement asks for 100.0 %" in caplog.text
-
-
-def test_layers_return_exactly_and_with_all_of_them_back_the_graph_is_the_source(quantized: Any, graph: Path) -> None:
-    source = onnx.load(graph / "model.onnx")
-    model = onnx.load(quantized.context.output / "model.onnx")
-    nodes = [name for group in layers(source.graph, ()).values() for name in group]
-
-    return_to_float(model, source, nodes)
-
-    onnx.checker.check_model(model, full_check=True)
-    left = [node for node in model.graph.node if "uantizeLinear" in node.op_type]
-    readers = {node.name: node.op_type for node in model.graph.node for one in left if one.output[0] in node.input}
-    assert not left, readers
-    images = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)
-    assert answer(model, images) == pytest.approx(answer(source, images), abs=1e-5)
 
 
 @pytest.mark.slow
@@ -327,28 +243,6 @@ def test_a_collapse_names_the_layer_where_the_signal_is_lost(
     assert found.result.facts["collapsed"] is True
     assert found.result.facts["breaks_at"]["node"] == "head/Gemm"
     assert "the signal is lost first in head/Gemm" in caplog.text
-
-
-def test_noise_is_told_at_the_end_of_every_part_in_order() -> None:
-    noise = [
-        {"node": "patch_embed/Conv", "tensor": "a", "snr_db": 40.04},
-        {"node": "blocks.0.attn.qkv/MatMul", "tensor": "b", "snr_db": 20.0},
-        {"node": "blocks.0/Add_1", "tensor": "c", "snr_db": 31.0},
-        {"node": "blocks.10.mlp.fc1/MatMul", "tensor": "d", "snr_db": 25.0},
-        {"node": "Gather_0", "tensor": "e", "snr_db": 25.0},
-        {"node": "head/Gemm", "tensor": "logits", "snr_db": 22.0},
-    ]
-
-    assert list(noise_by_group(noise).items()) == [
-        *(("patch_embed", 40.0), ("blocks.0", 31.0), ("blocks.10", 25.0), ("head", 22.0)),
-    ]
-
-
-def test_where_no_tensor_is_lost_the_noisiest_is_named() -> None:
-    noise = [{"node": "a", "tensor": "a", "snr_db": 30.0}, {"node": "b", "tensor": "b", "snr_db": 12.0}]
-
-    assert find_break(noise) == noise[1]
-    assert find_break([]) is None
 
 
 @pytest.mark.parametrize(

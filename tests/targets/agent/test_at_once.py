@@ -1,5 +1,6 @@
 """Several queries at once: all requests at work, none asked twice at a time, each query timed by itself."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from sleep_runtime import SleepingPool
 
 from targets.agent.at_once import Pool, saturate, serve_at_once
+from targets.errors import WorkerError
 
 MILLISECOND = 1_000_000
 
@@ -72,6 +74,55 @@ def test_what_is_due_after_the_limit_is_left() -> None:
     assert 2 <= len(told["started_ns"]) < 50
     assert max(told["started_ns"]) <= 30 * MILLISECOND
     assert min(told["ended_ns"]) > 0
+
+
+def test_the_last_answer_counts_though_an_earlier_one_is_written_down_later() -> None:
+    """Two threads of a runtime: the first looks at the clock, and the second answers before the first goes on."""
+    asked, second_done = threading.Event(), threading.Event()
+
+    def clock() -> int:
+        if threading.current_thread().name == "first":
+            asked.set()
+            assert second_done.wait(60)
+            return 10
+        return 20 if threading.current_thread().name == "second" else 0
+
+    class Two:
+        requests = 2
+        threads: list[threading.Thread] = []
+
+        def submit(self, feeds: Any, answered: Any) -> None:
+            def first() -> None:
+                answered({})
+
+            def second() -> None:
+                assert asked.wait(60)
+                answered({})
+                second_done.set()
+
+            work = (first, second)[len(self.threads)]
+            self.threads.append(threading.Thread(target=work, name=work.__name__))
+            self.threads[-1].start()
+
+        def wait(self) -> None:
+            for one in self.threads:
+                one.join()
+
+    assert saturate(Pool(Two(), dict), 2, clock_ns=clock) == 20
+
+
+def test_a_query_that_fails_without_a_reason_is_told_all_the_same() -> None:
+    class Silent:
+        requests = 1
+
+        def submit(self, feeds: Any, answered: Any) -> None:
+            answered(None)
+
+        def wait(self) -> None:
+            pass
+
+    with pytest.raises(WorkerError, match="a query failed, and the runtime does not say why"):
+        saturate(Pool(Silent(), dict), 1)
 
 
 def test_what_the_runtime_raises_is_told() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_graphs import CLASSES, answer, images, save_fp32, save_int8
 
-from targets.errors import InputError
+from targets.agent import at_once
+from targets.errors import InputError, WorkerError
 from targets.facts import usable_cores
 from targets.runtimes.intel.options import CPU, DEVICES, GPU, HINTS, NPU, hint_obstacle, properties, read_options
 from targets.runtimes.runtime import ConcurrentSession
@@ -72,6 +73,9 @@ def test_int8_weights_leave_activations_alone() -> None:
         (CPU, {"hint": "fast"}, "option 'hint' is one of latency, throughput, got 'fast'"),
         (CPU, {"streams": 2}, "option 'streams' goes with hint 'throughput', got 2 with 'latency'; set hint"),
         (CPU, {"hint": "throughput", "streams": 0}, "a whole number from 1 to 1024, got 0"),
+        (CPU, {"batch": "four"}, "option 'batch' is a whole number from 1 to 65536, got 'four'"),
+        (GPU, {"precision": "fp16", "batch": 0}, "option 'batch' is a whole number from 1 to 65536, got 0"),
+        (CPU, {"threads": True}, "option 'threads' is a whole number from 1 to 4096, got True"),
         (CPU, {"hint": "throughput", "streams": True}, "a whole number from 1 to 1024, got True"),
         (NPU, {"precision": "int8", "hint": "throughput", "streams": 2}, "an NPU has no streams; leave it out"),
         (NPU, {"precision": "fp32"}, "runtime 'openvino_npu' does not run 'fp32'; it runs fp16, int8"),
@@ -172,6 +176,31 @@ def test_a_query_that_fails_is_told(tmp_path: Path) -> None:
         session.wait()
     session.submit({"image": images(1)}, lambda answers: None)
     session.wait()  # told once; the pool goes on
+    session.close()
+
+
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_a_query_that_openvino_refuses_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hint: str
+) -> None:
+    """Though all requests are lost to such queries, nobody waits for one of them."""
+    from targets.runtimes import openvino_cpu
+
+    monkeypatch.setattr(at_once, "ANSWER_SECONDS", 30)
+    options = {"precision": "fp32", "batch": 1, "threads": 1, "hint": hint}
+    session = openvino_cpu.load(save_fp32(tmp_path / "graph.onnx"), options)
+    too_large = {"image": np.zeros((1, 3, 99, 99), np.float32)}
+    assert isinstance(session, ConcurrentSession)
+
+    for ask in (
+        lambda: session.run(too_large),
+        lambda: at_once.saturate(at_once.Pool(session, lambda: too_large), 20),
+        lambda: at_once.serve_at_once([0] * 20, at_once.Pool(session, lambda: too_large), limit_ns=10**12),
+    ):
+        with pytest.raises(WorkerError, match=r"^openvino cannot run: .+99") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    session.close()
     session.close()
 
 

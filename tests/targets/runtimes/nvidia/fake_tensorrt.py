@@ -249,9 +249,9 @@ def fake_tensorrt(version: str, cuda: FakeCudart, *, name: str = "tensorrt") -> 
                     self.profiler.report_layer_time(f"fused_{node.name or node.output[0]}", 1.0 + index)
 
         def _view(self, name: str, shape: Any) -> Any:
-            count = int(np.prod(shape))
-            memory = (ctypes.c_char * (4 * count)).from_address(self._addresses[name])
-            return np.frombuffer(memoryview(memory), np.float32).reshape(shape)
+            dtype = helper.tensor_dtype_to_np_dtype(self._engine.kind(name))
+            memory = (ctypes.c_char * (dtype.itemsize * int(np.prod(shape)))).from_address(self._addresses[name])
+            return np.frombuffer(memoryview(memory), dtype).reshape(shape)
 
     class Inspector:
         def __init__(self, engine: "Engine") -> None:
@@ -296,7 +296,12 @@ def fake_tensorrt(version: str, cuda: FakeCudart, *, name: str = "tensorrt") -> 
             return module.TensorIOMode.INPUT if name in self._facts["shapes"] else module.TensorIOMode.OUTPUT
 
         def get_tensor_dtype(self, name: str) -> Any:
-            return module.DataType.FLOAT
+            return module.DataType[_KINDS[self.kind(name)]]
+
+        def kind(self, name: str) -> int:
+            """ONNX's number of the type of an input or output."""
+            ends = [*self.model.graph.input, *self.model.graph.output]
+            return next(one.type.tensor_type.elem_type for one in ends if one.name == name)
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             if name in self._facts["shapes"]:

@@ -4,6 +4,7 @@ import enum
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -39,6 +40,15 @@ def test_every_version_builds_from_one_graph_without_a_precision_flag(
     layers = read_layers((tmp_path / "layers.json").read_text())
     products = list(made["built"]["products"])
     assert count_products(layers, products) == ({"int8": 1} if precision == "int8" else {"fp32": 2})
+
+
+def test_a_later_version_without_the_flag_is_strongly_typed_by_itself(install: Install, tmp_path: Path) -> None:
+    library = install("11.4.1")
+    library.NetworkDefinitionCreationFlag = SimpleNamespace()  # where it is deprecated
+
+    made = tensorrt_gpu.build(save_fp32(tmp_path / "graph.onnx"), tmp_path, dict(ASKED))
+
+    assert made["files"] == ["model.plan", "layers.json"]
 
 
 def test_what_is_asked_reaches_the_builder(install: Install, tmp_path: Path) -> None:

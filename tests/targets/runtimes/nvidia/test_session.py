@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from engines import make_engine, open_engine
 from fake_cuda import FakeCudart
+from onnx import TensorProto, helper, save
 from tiny_graphs import CLASSES, answer, images, save_fp32
 
 from targets.errors import InputError, WorkerError
@@ -209,6 +210,39 @@ def test_every_layer_tells_its_time_and_what_the_engine_says_of_it(session: GpuS
     assert {key for row in rows for key in row} == {
         *("name", "operator", "kernel", "precision", "provider", "macs", "seconds", "calls"),
     }
+
+
+def test_layers_are_not_looked_at_where_there_is_no_memory_for_it(
+    install: Install, cudart: FakeCudart, tmp_path: Path
+) -> None:
+    library = install("10.3.0")
+    session = open_engine(make_engine(tmp_path / "engine"))
+    library.trouble["context"] = "no memory"
+
+    with pytest.raises(WorkerError, match=r"no context for the engine: .*; use a smaller batch"):
+        session.layers({"image": images(4)}, repeats=1)
+
+
+def test_an_fp16_engine_without_casts_takes_fp32_images(install: Install, tmp_path: Path) -> None:
+    install("10.3.0")
+    weight = helper.make_tensor("weight", TensorProto.FLOAT16, [3, 2], np.float16([[1, 0], [0, 1], [1, 1]]))
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, size]) for name, size in (("image", 3), ("out", 2))
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["image", "weight"], ["out"], name="product")],
+        "halves",
+        values[:1],
+        values[1:],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    save(model, tmp_path / "graph.onnx")
+    session = tensorrt_gpu.load(tmp_path / "graph.onnx", {"threads": 1, "precision": "fp16"})
+
+    assert session.inputs[0].dtype == "float16"
+    assert session.run({"image": np.float32([[1, 0.5, 2]])})["out"].tolist() == [[3, 2.5]]
+    assert session.layers({"image": np.float32([[1, 0.5, 2]])}, 1)
 
 
 def test_products_are_counted_by_what_the_engine_tells_of_its_layers(session: GpuSession) -> None:

@@ -46,8 +46,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, told: list[dict[str, str]]) -> Cal
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")  # which a session changes: put back after the test
         monkeypatch.setattr(gpu, "DEVICE_TYPE", "cpu")
         monkeypatch.setattr(gpu, "PROVIDERS", dict.fromkeys((ORT_CUDA, ORT_TENSORRT), library.CPU))
-        monkeypatch.setattr(gpu, "gpu_facts", lambda device: facts)
-        monkeypatch.setattr(gpu, "here", lambda runtime, version: {"platform": "x", runtime: version, **facts})
+        others = {"gpu": "NVIDIA T4", "compute_capability": "7.5", "cuda": "13.0"}  # what is not GPU 0
+        monkeypatch.setattr(gpu, "gpu_facts", lambda device: others if device else facts)
+        monkeypatch.setattr(
+            gpu,
+            "here",
+            lambda runtime, version, device: {"platform": "x", runtime: version, **gpu.gpu_facts(device)},
+        )
         monkeypatch.setattr(gpu, "_tensorrt_version", lambda: "10.16.1")
         monkeypatch.setattr(providers, "cuda_provider", on_the_cpu(providers.cuda_provider))
         monkeypatch.setattr(providers, "tensorrt_loader", on_the_cpu(providers.tensorrt_loader))

@@ -1,6 +1,8 @@
 """IO binding, on the real ONNX Runtime: the same code binds to a GPU, here to the CPU."""
 
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,21 @@ from onnx import TensorProto, helper, save
 from tiny_graphs import CLASSES, SIZE, answer, images, save_fp32
 
 from targets.errors import InputError, WorkerError
+from targets.runtimes.onnxruntime_cpu import EmulatedSession
 from targets.runtimes.ort.bound import BoundSession
 from targets.runtimes.ort.library import CPU, Graph, new_settings
+from targets.runtimes.ort.session import OnnxRuntimeSession
 
 SHAPE = f"{3}, {SIZE}, {SIZE}"
+PROVIDERS = ((CPU, {}),)
+
+
+def settings() -> Any:
+    return new_settings({"threads": 1})
 
 
 def bound(path: Path, **more: Any) -> BoundSession:
-    graph = Graph("onnxruntime_cuda", path, lambda: new_settings({"threads": 1}), ((CPU, {}),))
+    graph = Graph("onnxruntime_cuda", path, settings, PROVIDERS)
     return BoundSession(graph, graph.open(), **{"device_type": "cpu", "device": 0, "facts": {"tf32": False}, **more})
 
 
@@ -108,3 +117,38 @@ def test_closing_gives_back_once(tmp_path: Path) -> None:
     assert closed == [True]
     with pytest.raises(WorkerError, match="the session is closed: load the engine again"):
         session.run({"image": images(4)})
+
+
+def test_what_the_library_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+    session = OnnxRuntimeSession(Graph("onnxruntime", save_fp32(tmp_path / "graph.onnx", batch=4), settings, PROVIDERS))
+
+    with pytest.raises(WorkerError, match=r"^onnxruntime cannot run: .*Expected: 4") as caught:
+        session.run({"image": images(3)})
+    assert "\n" not in str(caught.value)
+    session.close()
+    session.close()
+
+
+def test_memory_that_a_device_does_not_have_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        @staticmethod
+        def ortvalue_from_shape_and_type(*given: Any) -> None:
+            raise RuntimeError("Available memory of 0 is smaller\nthan requested bytes of 3072")
+
+    session = bound(save_fp32(tmp_path / "graph.onnx", batch=4))
+    monkeypatch.setattr("targets.runtimes.ort.bound.load_library", lambda: SimpleNamespace(OrtValue=Full))
+
+    with pytest.raises(WorkerError, match=r"^onnxruntime_cuda cannot run: Available memory of 0 is smaller than req"):
+        session.run({"image": images(4)})
+
+
+def test_an_emulation_that_cannot_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # which remembers the folder of before
+    (tmp_path / "graph.onnx").write_bytes(b"no graph")
+
+    with pytest.raises(Exception):  # noqa: B017, PT011  # onnx's own, of several kinds
+        EmulatedSession(tmp_path / "graph.onnx", {"threads": 1, "precision": "bf16"})
+    assert [path.name for path in tmp_path.iterdir()] == ["graph.onnx"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, save
 from tiny_graphs import CLASSES, SIZE, answer, images, save_fp32, save_int8
 
 from targets.agent.service import Service
@@ -37,6 +38,24 @@ def finish(folder: Path, runtime: str, options: dict[str, Any], made: dict[str, 
         **made,
     )
     return folder / files[0]
+
+
+def save_of(path: Path, kind: int, *, constant: bool = False) -> Path:
+    """A product whose weight is stored in this type, and made fp32 before it is multiplied."""
+    weight = helper.make_tensor("stored", kind, [8, 8], np.zeros(64, np.float32), raw=False)
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0])
+    quantized = kind in (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
+    nodes = [
+        *([helper.make_node("Constant", [], ["stored"], value=weight)] if constant else []),
+        helper.make_node("DequantizeLinear", ["stored", "scale"], ["weight"])
+        if quantized
+        else helper.make_node("Cast", ["stored"], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["image", "weight"], ["out"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8]) for name in ("image", "out")]
+    graph = helper.make_graph(nodes, "stored", values[:1], values[1:], [scale, *([] if constant else [weight])])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path
 
 
 def test_an_engine_of_cuda_answers_and_says_where_its_nodes_are(
@@ -83,6 +102,32 @@ def test_a_plain_graph_runs_on_cuda_at_any_batch(tmp_path: Path, stand_in: Stand
 
     assert session.inputs[0].shape == (None, 3, SIZE, SIZE)
     assert session.run({"image": images(3)})["probabilities"].shape == (3, CLASSES)
+
+
+@pytest.mark.parametrize("runtime", [onnxruntime_cuda, onnxruntime_tensorrt])
+def test_a_recording_is_of_one_shape(tmp_path: Path, stand_in: StandIn, runtime: Any) -> None:
+    """The library launches it whatever the shape of a query is, on the memory of the first."""
+    model = save_fp32(tmp_path / "graph.onnx")
+    stand_in(engine=model)
+
+    with pytest.raises(InputError, match=r"'image' is \['any', 3, 8, 8\]; give a batch, or leave cuda_graph out"):
+        runtime.load(model, {"threads": 1, "cuda_graph": True})
+
+    stand_in(engine=save_fp32(tmp_path / "fixed.onnx", batch=4))
+    session = runtime.load(model, {"threads": 1, "cuda_graph": True, "batch": 4})
+    assert session.facts()["cuda_graph"] == "recorded by the library"
+    session.close()
+
+
+def test_an_engine_is_bound_to_the_gpu_that_it_was_built_on(tmp_path: Path, stand_in: StandIn) -> None:
+    stand_in()
+    output = tmp_path / "engine"
+    output.mkdir()
+
+    made = onnxruntime_cuda.build(save_fp32(tmp_path / "graph.onnx"), output, {**BUILD, "device": 1})
+
+    assert (made["bound_to"]["gpu"], made["bound_to"]["compute_capability"]) == ("NVIDIA T4", "7.5")
+    assert made["built"]["compute_capability"] == ["7.5"]
 
 
 def test_an_engine_of_tensorrt_is_what_its_provider_left(
@@ -163,16 +208,24 @@ def test_a_node_that_runs_elsewhere_ends_the_build(
 
 
 @pytest.mark.parametrize(
-    ("save", "asked", "words"),
+    ("made", "asked", "words"),
     [
         (save_fp32, "int8", "asked onnxruntime_tensorrt for int8, but 'graph.onnx' holds neither .*: ask for fp32"),
-        (save_fp32, "fp16", "holds neither Q/DQ nodes nor float16: ask for fp32"),
+        (save_fp32, "fp16", "holds neither Q/DQ nodes nor weights of 16 bits: ask for fp32"),
+        (
+            lambda path: save_of(path, TensorProto.BFLOAT16),
+            "fp32",
+            "holds weights of bfloat16: onnx.*t runs fp32, fp16",
+        ),
+        (lambda path: save_of(path, TensorProto.FLOAT8E4M3FN), "int8", "holds numbers of float8: onnxruntime_tensorrt"),
+        (lambda path: save_of(path, TensorProto.INT8), "fp32", "behind DequantizeLinear, and no QuantizeLinear: onnx"),
+        (lambda path: save_of(path, TensorProto.FLOAT16, constant=True), "fp32", "holds weights of float16: ask for f"),
         (lambda path: save_int8(path, symmetric=True), "fp32", "holds Q/DQ nodes: ask for int8"),
         (save_int8, "int8", "takes symmetric int8 only; quantize with `symmetric: true`"),
     ],
 )
-def test_a_graph_that_holds_another_precision_is_refused(tmp_path: Path, save: Any, asked: str, words: str) -> None:
-    model = save(tmp_path / "graph.onnx")
+def test_a_graph_that_holds_another_precision_is_refused(tmp_path: Path, made: Any, asked: str, words: str) -> None:
+    model = made(tmp_path / "graph.onnx")
 
     with pytest.raises(InputError, match=words):
         gpu.check_held(ORT_TENSORRT, model, asked)
@@ -265,6 +318,14 @@ def test_without_onnxruntime_the_package_is_named(monkeypatch: pytest.MonkeyPatc
     assert str(gpu.obstacle(library.CUDA)).endswith("install the package onnxruntime-gpu")
 
 
+def test_a_process_that_cannot_answer_leaves_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "_ASK", "raise SystemExit('{}: no library\\nof this name')")
+
+    reason = ask.provider_obstacle.__wrapped__(ORT_CUDA)
+
+    assert reason == "onnxruntime cannot be started: the process ended with exit code 1; it said: of this name"
+
+
 def test_the_process_that_plans_asks_another_one() -> None:
     assert ask.provider_obstacle("onnxruntime") is None
     if library.CUDA not in library.load_library().get_available_providers():
@@ -288,6 +349,7 @@ def test_the_agent_builds_and_loads_such_an_engine(
     assert set(loaded["facts"]["nodes"]) == set(engine["built"]["nodes"]) == {library.CPU}
     assert agent.matrix_products() == {"fp32": 2}
     agent.close()
-    monkeypatch.setattr(gpu, "here", lambda runtime, version: {"platform": "x", runtime: version, "gpu": "NVIDIA T4"})
+    other = {"platform": "x", "gpu": "NVIDIA T4"}
+    monkeypatch.setattr(gpu, "here", lambda runtime, version, device: {**other, runtime: version})
     with pytest.raises(InputError, match=r"built for .*gpu 'NVIDIA L4', here 'NVIDIA T4'; build it again"):
         agent.load(str(output))

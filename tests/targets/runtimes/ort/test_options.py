@@ -134,6 +134,8 @@ def test_an_open_batch_has_a_range_and_a_fixed_one_none() -> None:
         "trt_profile_max_shapes": "image:16x3x8x8",
     }
     assert profile_shapes([TensorFacts("image", (4, 3, 8, 8), "float32")]) == {}
+    with pytest.raises(InputError, match=r"'image' has shape \[None, 3, None, 8\]: only its first dimension"):
+        profile_shapes([TensorFacts("image", (None, 3, None, 8), "float32")])
 
 
 def test_only_names_and_forms_that_the_library_knows_are_told() -> None:

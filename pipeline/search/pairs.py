@@ -1,0 +1,56 @@
+"""Which pairs of runtime and precision a search is for, and which of them wins. Pure.
+
+The pair whose unpruned engine is the fastest goes first. Another one is slower, so at the same milliseconds more of it
+has to go; it can win only where its precision loses less by itself than the first pair loses altogether.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.search.record import Decision
+
+UNITS = {"kl_nats": "nats of KL divergence", "feature_error": "of the features' energy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A runtime and precision, by its unpruned engine."""
+
+    name: str
+    p50_ms: float
+    """measured side by side with the others'"""
+    loss: float
+    """of its precision: unpruned answers against the source's, in the unit of the search"""
+
+
+def worth_a_search(first: Pair, found: Decision, others: Sequence[Pair]) -> Pair | None:
+    """The fastest of the other pairs that may still win; None: there is none, or latency is no limit.
+
+    found: what the search for the first pair decided.
+    """
+    if "latency" not in found.limits:
+        return None
+    open_ones = [one for one in others if one.loss < first.loss + found.loss]
+    return min(open_ones, key=lambda one: one.p50_ms, default=None)
+
+
+def as_fast(first: Pair, found: Decision, other: Pair) -> float:
+    """Share of the other pair's unpruned time at which it takes the milliseconds that the first one may."""
+    return found.limits["latency"] * first.p50_ms / other.p50_ms
+
+
+def better(first: Pair, other: Pair, decisions: Mapping[str, Decision]) -> tuple[Pair, dict[str, str]]:
+    """The pair that loses less altogether at the same milliseconds, and why the other one lost.
+
+    decisions: by name; of a pair that is not in it no shapes are that fast.
+    """
+    if other.name not in decisions:
+        return first, {other.name: f"no shapes of it are as fast as {first.name} may be"}
+    totals = {one.name: one.loss + decisions[one.name].loss for one in (first, other)}
+    won, lost = (first, other) if totals[first.name] <= totals[other.name] else (other, first)
+    unit = UNITS[decisions[won.name].unit]
+    words = (
+        f"searched, too: as fast as {won.name} it loses {totals[lost.name]:.2g} {unit}, "
+        f"that one {totals[won.name]:.2g} (precision and pruning)"
+    )
+    return won, {lost.name: words}
