@@ -103,7 +103,7 @@ class Bisector:
     def run(self, good: str, bad: str, *, now: Callable[[], datetime]) -> Bisection:
         """Find the first bad commit after `good` up to `bad`. Raises InputError where they are not in one line."""
         good, bad = (git(self.folder, "rev-parse", "--verify", f"{bare(one)}^{{commit}}") for one in (good, bad))
-        commits = between(self.folder, good, bad)
+        commits = between(self.folder, good, bad, main_line=True)
         if not commits:
             raise InputError(
                 f"there are no commits from {good[:12]} to {bad[:12]}; give --good and --bad in that order"

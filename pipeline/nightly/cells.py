@@ -13,6 +13,7 @@ from pipeline.recipe import Recipe, load_recipe
 from stages.data.source import DataSource
 from stages.stage import Role
 from targets.errors import InputError
+from targets.profile import load_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,9 @@ def _planned(
     unit = Unit(name=name, recipe=path, target=board.target, overrides=overrides)
     shown = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
     output = f"out/{name}"
-    measure = shlex.join(["vitrim", "validate", f"{output}/{Path(board.target).stem}/bundle", "--device", board.name])
+    measure = shlex.join(
+        ["vitrim", "validate", f"{output}/{load_profile(board.target).name}/bundle", "--device", board.name]
+    )
     return Planned(
         cell=Cell(
             name=f"{name}@{board.name}", recipe=name, device=board.name, target=board.target, commit="", vitrim=""

@@ -50,11 +50,15 @@ def bare(commit: str) -> str:
     return commit.partition("+")[0]
 
 
-def between(folder: Path, good: str, bad: str) -> list[tuple[str, str]]:
-    """Commits after `good` up to `bad` (oldest first), each with its first line; empty where git cannot tell."""
+def between(folder: Path, good: str, bad: str, *, main_line: bool = False) -> list[tuple[str, str]]:
+    """Commits after `good` up to `bad` (oldest first), each with its first line; empty where git cannot tell.
+
+    main_line: a merge stands for all that it brought.
+    """
     if not bare(good) or not bare(bad):
         return []
     with suppress(InputError):
-        said = git(folder, "log", "--reverse", "--format=%H%x09%s", f"{bare(good)}..{bare(bad)}")
+        words = ["--first-parent"] if main_line else []
+        said = git(folder, "log", *words, "--reverse", "--format=%H%x09%s", f"{bare(good)}..{bare(bad)}")
         return [(line.partition("\t")[0], line.partition("\t")[2]) for line in said.splitlines()]
     return []

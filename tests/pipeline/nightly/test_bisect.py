@@ -128,6 +128,25 @@ def test_lost_accuracy_is_bisected_by_its_answers(repository: Any, tmp_path: Pat
     assert found.suspects == (commits[4],)
 
 
+def test_a_merge_stands_for_what_it_brought(repository: Any, tmp_path: Path) -> None:
+    commits = repository(["1.0", "1.0"])
+    folder = tmp_path / "repository"
+    git(folder, "checkout", "-q", "-b", "side", commits[0])
+    for text in ("1.06", "1.06\n"):
+        (folder / "speed.txt").write_text(text)
+        git(folder, "commit", "-q", "-a", "-m", "side")
+    git(folder, "checkout", "-q", "main")
+    git(folder, "merge", "-q", "--no-ff", "-m", "merged", "side")
+    merge = git(folder, "rev-parse", "HEAD")
+    (folder / "count.txt").write_text("9")
+    git(folder, "commit", "-q", "-a", "-m", "later")
+
+    found, _ = bisected(tmp_path, commits[0], "main")
+
+    assert found.suspects == (merge,)
+    assert found.commits == 3
+
+
 def test_commits_in_the_wrong_order_are_refused(repository: Any, tmp_path: Path) -> None:
     commits = repository(["1.0", "1.06"])
 
