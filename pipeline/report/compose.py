@@ -30,6 +30,7 @@ from stages.graph.described import (
     parts_of,
     read_described,
 )
+from targets.bundle.reproduce import timing_commands
 from targets.errors import StageError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def compose(built: Built) -> Report:
     summary = _summary(built)
     memory = _memory(comparison) if comparison else None
     proof = _proof(built, judged)
+    latency_commands = timing_commands(built.engine_facts)
     return Report(
         name=built.plan.recipe.name,
         created_at=datetime.now(UTC),
@@ -128,6 +130,7 @@ def compose(built: Built) -> Report:
             "recipe": built.recipe_text,
             "recipe_digest": built.plan.recipe.digest(),
             **({"engine_sha256": comparison.measurements["engine"].engine_sha256} if comparison else {}),
+            **({"latency": latency_commands} if latency_commands else {}),
         },
     )
 

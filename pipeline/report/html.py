@@ -66,7 +66,7 @@ def to_html(report: Report) -> str:
         parity=tables.parity_rows(report),
         proof=tables.proof_lists(report),
         conditions=_conditions(report),
-        reproduce=[(key, value) for key, value in report.reproduce.items() if key not in ("command", "recipe")],
+        reproduce=[(key, value) for key, value in report.reproduce.items() if key not in tables.BLOCKS],
     )  # fmt: skip
 
 

@@ -284,4 +284,4 @@ class Report(Record):
     reused: tuple[str, ...] = ()
     """checks taken over from an earlier build of the same engine in the same conditions"""
     reproduce: dict[str, str] = {}
-    """command, recipe (YAML text), recipe_digest, engine_sha256"""
+    """command, recipe (YAML text), recipe_digest, engine_sha256, latency (commands of the runtime's own tool)"""
