@@ -105,10 +105,14 @@ def _words(engine: Mapping[str, Any], *, built: bool, open_dimension: str | None
     if runtime in DEVICES:
         file = str(engine["load"]) if built else _GRAPH
         device, hint = DEVICES[runtime], kept.get("hint") or "latency"
-        how = ["-hint", hint, "-api", "sync" if hint == "latency" else "async", "-t", f"{_FULL.seconds:g}"]
+        fine = {"-nthreads": threads if device == "CPU" else None, "-nstreams": kept.get("streams")}
+        if hint == "latency" and fine["-nthreads"]:
+            fine["-nstreams"] = 1
+        tuned = [word for flag, value in fine.items() if value for word in (flag, str(value))]
+        # Beside threads and streams the tool wants no hint; one stream is what the hint `latency` stands for.
+        how = ["-hint", "none" if tuned else hint, "-api", "sync" if hint == "latency" else "async", *tuned]
+        how += ["-t", f"{_FULL.seconds:g}"]
         how += ["-infer_precision", HINTS[runtime].get(str(engine["precision"]), "f32")]
-        how += ["-nthreads", str(threads)] if threads and device == "CPU" else []
-        how += ["-nstreams", str(kept["streams"])] if kept.get("streams") else []
         shapes = "" if built or open_dimension is None else _sizes(engine, "[{}]", ",")
         return "benchmark_app", file, ["-m", file, "-d", device, *how, *(["-shape", shapes] if shapes else [])]
     providers = {ORT: "cpu", ORT_CUDA: "cuda", ORT_TENSORRT: "tensorrt"}

@@ -263,7 +263,7 @@ def _readme(model: Served, pixels: str, ensemble: str, notes: list[str], *, labe
         here="/models",
         image_shape=[1, 1] if model.batched else [images],
         images=images,
-        classes=", class_count=5" if labelled else "",
+        classes=", class_count=5" if labelled and images == 1 else "",  # it counts over all of an answer
     )
 
 

@@ -24,10 +24,12 @@ from targets.bundle.manifest import BundleManifest, Tensor
 from targets.bundle.verify import verify_bundle
 from targets.bundle.write import write_bundle
 from targets.errors import InputError, StoreError
-from tests.targets.bundle.classifier import PREPROCESS, SPEC, write_engine_folder, write_onnx
+from tests.targets.bundle.classifier import PREPROCESS, SPEC, reseal_manifest, write_engine_folder, write_onnx
 
 FILES = {
     "README.md",
+    "SHA256SUMS",
+    "card.json",
     "engine/engine.json",
     "engine/model.onnx",
     "labels.json",
@@ -35,6 +37,7 @@ FILES = {
     "model.onnx",
     "pixels.py",
     "preprocessing.json",
+    "reproduce.sh",
     "run.py",
 }
 
@@ -48,7 +51,7 @@ def test_a_bundle_holds_what_is_needed_and_nothing_else(make_bundle):
 
     manifest = BundleManifest.model_validate_json((bundle / "manifest.json").read_bytes())
     assert set(content(bundle)) == FILES
-    assert set(manifest.files) == FILES - {"manifest.json"}
+    assert set(manifest.files) == FILES - {"manifest.json", "SHA256SUMS"}
     assert manifest.engine_sha256 == sha256_of(bundle / "engine" / "engine.json")
     assert (manifest.runtime, manifest.precision, manifest.batch) == ("onnxruntime", "fp32", 1)
     assert (manifest.output.name, manifest.output.kind, manifest.output.size) == ("logits", "logits", 3)
@@ -224,7 +227,7 @@ def test_a_manifest_that_lacks_a_field_is_found(make_bundle):
     bundle = make_bundle()
     manifest = json.loads((bundle / "manifest.json").read_text())
     del manifest["licence"]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    reseal_manifest(bundle, manifest)
 
     assert verify_bundle(bundle) == ["'manifest.json' is damaged: licence: Field required"]
 
