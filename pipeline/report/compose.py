@@ -9,6 +9,7 @@ from pipeline.floors import floor_on
 from pipeline.plan import AwayPlan
 from pipeline.report.proof import broken, never_ran, proof_away, proof_here, proof_of_layers, told_layers, told_noise
 from pipeline.report.record import (
+    Accuracy,
     BlockRow,
     ByRole,
     CandidateRow,
@@ -30,6 +31,7 @@ from stages.graph.described import (
     parts_of,
     read_described,
 )
+from stages.stage import Role
 from targets.bundle.reproduce import timing_commands
 from targets.errors import StageError
 
@@ -77,6 +79,7 @@ def compose(built: Built) -> Report:
     from pipeline.verdict import judge
 
     validation, target, winner = built.validation, built.target, built.winner
+    accuracy = _accuracy(built)
     measure = built.plan.recipe.measure
     latencies = {int(batch): latency(one, batch=int(batch)) for batch, one in validation.latencies.items()}
     judged = latencies.pop(winner.batch, None)
@@ -108,7 +111,7 @@ def compose(built: Built) -> Report:
             never_ran=never_ran(proof),
             broken=(*proof.broken, *filter(None, [implausible(validation.accuracy, measure.known_accuracy)])),
         ),
-        accuracy=validation.accuracy,
+        accuracy=accuracy,
         latency_ms=judged,
         other_batches=tuple(latencies[batch] for batch in sorted(latencies)),
         throughput_ips=_throughputs(judged) if judged else None,
@@ -133,6 +136,12 @@ def compose(built: Built) -> Report:
             **({"latency": latency_commands} if latency_commands else {}),
         },
     )
+
+
+def _accuracy(built: Built) -> Accuracy | None:
+    """With the images it was read on, which a validation knows by its key alone."""
+    found, images = built.validation.accuracy, built.plan.images.get(Role.EVALUATE)
+    return found.replace(images_digest=images.fingerprint) if found and images else found
 
 
 def _summary(built: Built) -> TargetSummary:

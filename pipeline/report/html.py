@@ -70,6 +70,12 @@ def to_html(report: Report) -> str:
     )  # fmt: skip
 
 
+def page(template: str, **shown: Any) -> str:
+    """Draw another page in the same style, under the same rules: nothing is loaded, nothing runs."""
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    return _environment().get_template(template).render(style=Markup(style), policy=_policy(style), **shown)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(

@@ -108,7 +108,7 @@ def _figures(card: Mapping[str, Any]) -> str:
             ("baseline", "the source model in fp32"),
         ):
             share = accuracy[name]
-            interval = _wilson(share, n) if metric in SHARES else None
+            interval = wilson(share, n) if metric in SHARES else None
             rows.append((f"{metric} of {who}", f"{100 * share:.2f} %", _interval(interval, " %", 100), f"{n} images"))
         drop = f"{accuracy['drop_points']:+.2f} points"
         rows.append(("drop, image by image", drop, _interval(accuracy.get("drop_ci95"), " points"), f"{n} images"))
@@ -118,7 +118,7 @@ def _figures(card: Mapping[str, Any]) -> str:
                 (
                     "same answer as the source",
                     f"{100 * share:.2f} %",
-                    _interval(_wilson(share, n), " %", 100),
+                    _interval(wilson(share, n), " %", 100),
                     f"{n} images",
                 )
             )
@@ -205,7 +205,7 @@ def _origin(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a share of n (E. B. Wilson, JASA 22, 1927)."""
     z = 1.959964
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)

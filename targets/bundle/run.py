@@ -86,6 +86,8 @@ def bundle_problems(folder: Path) -> list[str]:
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
         for name in files + links:
             path = Path(root, name)
+            if path.parent == folder / "__pycache__" and name.startswith("run.") and name.endswith(".pyc"):
+                continue  # Python leaves it there when a program imports this file
             plain = path.is_file() and not path.is_symlink()
             found[path.relative_to(folder).as_posix()] = functools.partial(_facts, path) if plain else None
     return contents_problems(manifest, found, manifest_sha256=hashlib.sha256(data).hexdigest(), sums=sums)

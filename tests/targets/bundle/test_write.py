@@ -19,7 +19,7 @@ from tiny_graphs import save_fp32
 from targets.atomic import sha256_of
 from targets.bundle import write as write_module
 from targets.bundle.board import build_script
-from targets.bundle.card import _text, _wilson, model_card
+from targets.bundle.card import _text, model_card, wilson
 from targets.bundle.manifest import BundleManifest, Tensor
 from targets.bundle.verify import verify_bundle
 from targets.bundle.write import write_bundle
@@ -465,7 +465,7 @@ def test_the_interval_of_a_share_is_that_of_scipy(share):
 
     expected = binomtest(round(share * 50), 50).proportion_ci(method="wilson")
 
-    assert _wilson(share, 50) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson(share, 50) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 @given(text=st.text())
