@@ -25,8 +25,10 @@ from targets.worker import Worker
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture = "str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]"
-"""an image: a file's path or content, Pillow's, or pixels, uint8 [height, width, 3]"""
+Images = Any  # what each may be is checked, and told where it is something else
+"""one or several images: a file's path or content, Pillow's image, or pixels, uint8 [height, width, 3]; or all of them
+preprocessed, float32 [N, 3, H, W]
+"""
 PORTABLE = ("onnxruntime", "openvino")
 """runtimes that run model.onnx where the engine is for another machine"""
 
@@ -55,21 +57,21 @@ class LoadedBundle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def classify(self, images: Any, *, top: int = 5) -> list[list[dict[str, Any]]]:
+    def classify(self, images: Images, *, top: int = 5) -> list[list[dict[str, Any]]]:
         """The best classes of each image, best first: class, label, probability."""
         if top < 1:
             raise InputError(f"top is a whole number from 1, got {top}")
         return [best_classes(row, self.labels, top) for row in self.logits(images).astype(np.float64)]
 
-    def logits(self, images: Any) -> NDArray[np.float32]:
-        """Answer images: [N, classes]. images: one or several, see `Picture`, or float32 [N, 3, H, W], preprocessed."""
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """Answer images: [N, classes]."""
         return self._answer(images, "logits", "features")
 
-    def features(self, images: Any) -> NDArray[np.float32]:
+    def features(self, images: Images) -> NDArray[np.float32]:
         """Describe images: [N, width], for a model without head."""
         return self._answer(images, "features", "logits")
 
-    def _answer(self, images: Any, wanted: str, other: str) -> NDArray[np.float32]:
+    def _answer(self, images: Images, wanted: str, other: str) -> NDArray[np.float32]:
         output = self.manifest.output
         if output.kind != wanted:
             raise InputError(f"the bundle {self.manifest.name!r} answers with {output.kind}; use .{other}(images)")
@@ -105,7 +107,7 @@ def _load(worker: Worker, folder: Path, manifest: BundleManifest) -> tuple[str, 
     raise WorkerError(f"nothing here can run the bundle: {reason}; install onnxruntime or openvino")
 
 
-def _several(images: Any) -> Sequence[Any]:
+def _several(images: Images) -> Sequence[Any]:
     one = isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__")
     if isinstance(images, np.ndarray):
         one = images.ndim == 3

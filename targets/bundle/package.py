@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from targets.bundle.archive import ChangedError, Source, slug, write_archive
 from targets.bundle.board import BUILD_SCRIPT
 from targets.bundle.manifest import BundledFile, BundleManifest
 from targets.bundle.reproduce import REPRODUCE_SCRIPT
-from targets.bundle.run import MANIFEST, SUMS, sums_text
+from targets.bundle.run import MANIFEST, MAX_MANIFEST_BYTES, SUMS, BundleError, parse_manifest, sums_text
 from targets.bundle.verify import check_bundle
 from targets.bundle.write import CARD, json_text, onnx_facts, written_files
 from targets.errors import InputError, StageError, StoreError
@@ -73,6 +74,7 @@ def package_bundle(bundle: Path, output: Path, options: Options) -> Packaged:
     contents, manifest = _contents(bundle, check.manifest, options)
     root = package_name(manifest)
     path = output.absolute()
+    refuse_inside(bundle, path)
     _check_replaceable(path)
     sources = [Source(name, _digest(content), _opener(content)) for name, content in contents.items()]
     try:
@@ -146,7 +148,7 @@ def _changes(bundle: Path, manifest: BundleManifest, options: Options) -> dict[s
     changes: dict[str, Any] = {}
     if options.licence is not None:
         licence = options.licence.strip()
-        if not licence or len(licence) > MOST_LICENCE_LETTERS or len(licence.splitlines()) > 1:
+        if not licence or len(licence) > MOST_LICENCE_LETTERS or not licence.isprintable():
             raise InputError(
                 f"--licence is one line of at most {MOST_LICENCE_LETTERS} letters, e.g. 'Apache-2.0', got "
                 f"{options.licence[:40]!r}; a whole text goes in with --license-file"
@@ -202,6 +204,12 @@ def _opener(content: Path | bytes) -> Any:
     return open_content
 
 
+def refuse_inside(bundle: Path, output: Path) -> None:
+    """Raise InputError for an output in the bundle itself, which it would damage."""
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"{str(output)!r} is inside of the bundle, which it would damage; choose another output")
+
+
 def _check_replaceable(path: Path) -> None:
     """Raise InputError unless there is nothing, or an older package."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -209,8 +217,13 @@ def _check_replaceable(path: Path) -> None:
     if path.exists():
         try:
             with zipfile.ZipFile(path) as archive:
-                is_package = any(name.split("/")[1:] == [MANIFEST] for name in archive.namelist())
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+                is_package = any(
+                    one.filename.split("/")[1:] == [MANIFEST]
+                    and one.file_size <= MAX_MANIFEST_BYTES
+                    and parse_manifest(archive.read(one))
+                    for one in archive.infolist()
+                )
+        except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, BundleError):
             is_package = False
         if not is_package:
             raise InputError(f"{str(path)!r} is not a package of vitrim; choose another output or remove it")

@@ -70,6 +70,8 @@ def check_bundle(path: Path) -> BundleCheck:
         problems, manifest = _problems_of_folder(path)
         size = sum(one.stat().st_size for one in path.rglob("*") if one.is_file() and not one.is_symlink())
         return BundleCheck(bundle=str(path), kind="folder", problems=problems, manifest=manifest, size_bytes=size)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{str(path)!r} is neither a folder nor a file; give a bundle's folder or zip")
     try:
         with open(path, "rb") as file:
             begin = file.read(len(_MAGIC))

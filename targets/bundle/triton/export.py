@@ -10,6 +10,7 @@ from typing import Any
 import targets.bundle
 from targets.bundle.archive import slug
 from targets.bundle.manifest import BundleManifest, Tensor
+from targets.bundle.package import refuse_inside
 from targets.bundle.triton.config import (
     LABELS,
     Served,
@@ -91,6 +92,7 @@ def export_triton(
     engine: False for the portable graph. max_batch: images that Triton may put together; None: what the engine was
     built for, or 8. Raises InputError for what cannot be served, StoreError where the folder cannot be written.
     """
+    refuse_inside(bundle, output)
     name = slug(manifest.name)
     pixels, ensemble = f"{name}_pixels", f"{name}_from_image"
     labels = json.loads((bundle / "labels.json").read_bytes())

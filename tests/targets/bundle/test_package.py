@@ -170,11 +170,13 @@ def test_an_older_package_is_replaced_and_nothing_else(make_bundle: Make, tmp_pa
     (tmp_path / "mine.zip").write_bytes(b"mine")
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as other:
         other.writestr("photo.jpg", b"x")
+    with zipfile.ZipFile(tmp_path / "plugin.zip", "w") as other:
+        other.writestr("plugin/manifest.json", b'{"format": "of a plugin"}')
     (tmp_path / "folder.zip").mkdir()
     (tmp_path / "link.zip").symlink_to(tmp_path / "a.zip")
 
     assert again.manifest.licence.startswith("not stated")
-    for name in ("mine.zip", "photos.zip", "folder.zip", "link.zip"):
+    for name in ("mine.zip", "photos.zip", "plugin.zip", "folder.zip", "link.zip"):
         with pytest.raises(InputError, match="choose another output"):
             package_bundle(bundle, tmp_path / name, Options())
     assert (tmp_path / "mine.zip").read_bytes() == b"mine"
