@@ -104,8 +104,9 @@ def _lines_of(check: "BundleCheck", *, fits: bool | None, reason: str) -> list[t
         return [("damaged", check.bundle), *(("", problem) for problem in check.problems)]
     manifest = check.manifest
     assert manifest is not None  # nothing is wrong with it
+    count = len(manifest.files) + 1 + bool(manifest.sums)
     lines = [
-        ("complete", f"{check.bundle}: {len(manifest.files) + 1} files, {check.size_bytes:,} bytes"),
+        ("complete", f"{check.bundle}: {count} files, {check.size_bytes:,} bytes"),
         ("what", manifest.summary),
         ("licence", manifest.licence),
     ]

@@ -154,7 +154,8 @@ def _verify(folder: Path, *, as_json: bool) -> int:
     elif problems:
         print("\n".join(["damaged", *problems]))
     else:
-        print(f"complete: {len(_read_manifest(folder)['files']) + 1} files are as {MANIFEST!r} says")
+        manifest = _read_manifest(folder)
+        print(f"complete: {len(manifest['files']) + 1 + bool(manifest.get('sums'))} files are as {MANIFEST!r} says")
     return 1 if problems else 0
 
 
