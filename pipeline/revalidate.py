@@ -7,20 +7,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from pipeline.answers import engine_answers
+from pipeline.answers import Tell, engine_answers
 from pipeline.compare.entry import ON_CPU
+from pipeline.ondevice import SAME, read_bundle
 from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.compose import figures
 from stages.data.images import ImageSet, check_labels, open_images
 from stages.data.source import DataSource
 from stages.stage import Role
-from targets.bundle.verify import verify_bundle
-from targets.errors import InputError, StageError
+from targets.errors import InputError
 from targets.measure.measurement import Arrivals, Level
 from targets.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from targets.devices.job import JobResult
 
 LEVELS = ("quick", "full")
 SWEPT = (
@@ -34,8 +36,6 @@ SWEPT = (
     "throttled",
 )
 """what is told of each batch size"""
-SAME = ("hint", "streams")
-"""options that an engine of another batch size is built with as the bundle's was"""
 
 
 def revalidate(
@@ -57,24 +57,13 @@ def revalidate(
     rate_ips: also serve this many images per second, which come at `arrivals`: poisson or fixed.
     Returns plain figures by name. Raises InputError for a folder that is no bundle, StageError for a damaged one.
     """
-    if level not in LEVELS:
-        raise InputError(f"level must be quick or full, got {level!r}")
+    _check_level(level, batches)
     if arrivals not in get_args(Arrivals):
         raise InputError(f"arrivals must be {' or '.join(get_args(Arrivals))}, got {arrivals!r}")
     if rate_ips is not None and not (math.isfinite(rate_ips) and rate_ips > 0):
         raise InputError(f"rate must be a number of images per second above 0, got {rate_ips:g}")
-    if any(batch < 1 for batch in batches):
-        raise InputError(f"batches must be whole numbers from 1, got {', '.join(map(str, batches))}")
-    manifest_file = bundle / "manifest.json"
-    if not manifest_file.is_file():
-        raise InputError(
-            f"{str(bundle)!r} is not a bundle: it has no manifest.json; give the folder that `vitrim build` wrote"
-        )
-    problems = verify_bundle(bundle)
-    if problems:
-        raise StageError(f"the bundle {str(bundle)!r} is damaged: {'; '.join(problems[:3])}; build it again")
+    manifest = read_bundle(bundle)
     preprocess = Preprocess.model_validate_json((bundle / "preprocessing.json").read_text())
-    manifest = json.loads(manifest_file.read_text())
     if manifest["engine_sha256"] is None:
         raise InputError(
             f"the bundle {str(bundle)!r} has no engine to measure: its board builds it "
@@ -122,6 +111,49 @@ def _machine(runtime: str) -> str:
     facts = probe()
     gpus = [] if runtime in ON_CPU else [str(one["name"]) for one in facts["gpus"]]
     return ", ".join(filter(None, [str(facts["cpu_model"]), *gpus]))
+
+
+def revalidate_on_device(
+    bundle: Path,
+    device: str,
+    *,
+    devices: Path | None = None,
+    recipe: Path | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    level: str = "quick",
+    batches: Sequence[int] = (),
+    rate_ips: float | None = None,
+    wait_seconds: float = 0,
+    tell: Tell = lambda message, share: None,
+) -> tuple[dict[str, Any], list["JobResult"]]:
+    """The same on a device of the devices file: figures by name, and the records behind them.
+
+    An engine that does not fit the board, or is not there yet, is built on it from the bundle's graph.
+    """
+    from pipeline.ondevice import validate_on_device
+    from targets.devices.open import open_device
+    from targets.devices.spec import get_device
+
+    _check_level(level, batches)
+    if rate_ips is not None:
+        raise InputError("--rate is for this machine: on a device only the closed loop is measured")
+    if not (math.isfinite(wait_seconds) and wait_seconds >= 0):
+        raise InputError(f"wait must be a number of seconds from 0, got {wait_seconds:g}")
+    read_bundle(bundle)
+    opened = open_device(device, get_device(device, devices))
+    source = _source(recipe, images, labels)
+    evaluate = open_images(source, Role.EVALUATE, index_cache=None) if source else None
+    return validate_on_device(
+        opened, bundle, evaluate, level=cast(Level, level), batches=batches, wait_seconds=wait_seconds, tell=tell
+    )
+
+
+def _check_level(level: str, batches: Sequence[int]) -> None:
+    if level not in LEVELS:
+        raise InputError(f"level must be quick or full, got {level!r}")
+    if any(batch < 1 for batch in batches):
+        raise InputError(f"batches must be whole numbers from 1, got {', '.join(map(str, batches))}")
 
 
 def _source(recipe: Path | None, images: Path | None, labels: Path | None) -> DataSource | None:

@@ -14,6 +14,9 @@ FOLDER = ROOT / "docs" / "schemas"
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Every published schema by file name without `.schema.json`."""
+    from pipeline.nightly.matrix import matrix_schema
+    from pipeline.nightly.record import Night
+    from pipeline.nightly.report.record import NightReport
     from pipeline.recipe import recipe_schema
     from pipeline.report.record import Report
     from pipeline.validation import Validation
@@ -33,10 +36,13 @@ def schemas() -> dict[str, dict[str, Any]]:
         "throughput": Throughput,
         "validation": Validation,
         "report": Report,
+        "night": Night,
+        "night_report": NightReport,
     }
     return {
         "recipe": recipe_schema(),
         "target": target_schema(),
+        "matrix": matrix_schema(),
         **{name: record.model_json_schema() for name, record in records.items()},
     }
 

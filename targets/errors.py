@@ -5,7 +5,10 @@ VitrimError
 │   ├── RecipeError       several problems of one recipe at once
 │   └── UnknownNameError  a name that is not known, with the nearest known ones
 ├── StageError        a stage ran and could not do its work: exit 1
-├── WorkerError       the worker process, a runtime or a device failed: exit 1
+├── WorkerError       the worker process or a runtime failed, here or on a board: exit 1
+├── DeviceLostError   the link to a board or the board itself is gone; trying again may help: exit 1
+├── DeviceBusyError   somebody else holds the board: exit 1
+├── DeviceRefusedError  the wrong board, key or state; trying again will not help: exit 2
 └── StoreError        the store cannot be written or holds something broken: exit 2
 
 A message says what, which value, what is allowed, what to do; lower case, no full stop, values with !r.
@@ -57,7 +60,21 @@ class StageError(VitrimError):
 
 
 class WorkerError(VitrimError):
-    """The worker process, a runtime or a device failed."""
+    """The worker process or a runtime failed, here or on a board."""
+
+
+class DeviceLostError(VitrimError):
+    """The link to a board, or the board, is gone. Says nothing of what was tested there; trying again may help."""
+
+
+class DeviceBusyError(VitrimError):
+    """Somebody else holds the board."""
+
+
+class DeviceRefusedError(VitrimError):
+    """The board is not the one that is meant, or not in a state to be used; trying again will not help."""
+
+    exit_code = 2
 
 
 class StoreError(VitrimError):

@@ -1,5 +1,7 @@
 """A worker: the torch-free agent in a process of its own, behind typed methods. Inference never runs in our process.
 
+In Python 3.10 and without pydantic: on a board the agent starts workers of its own.
+
 Shapes: N images, H and W of the model's input.
 """
 
@@ -16,16 +18,31 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 import targets
 from targets.errors import InputError, WorkerError
-from targets.preprocess import Preprocess
 
 Array = NDArray[Any]
+
+
+class Normalisation(Protocol):
+    """What a worker has to know of a preprocess: the pixels come resized and cropped."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of each channel, in shares of 255."""
+        ...
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Of each channel, in shares of 255."""
+        ...
+
+
 Tell = Callable[[str, float | None], None]
 
 START_SECONDS = 120
@@ -78,6 +95,18 @@ class Served:
     """queries left when the time was over"""
 
 
+ROOT = Path(targets.__file__).absolute().parent.parent
+"""where this program is: a folder, or the one file that the agent is on a board"""
+_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
+
+
+def agent_command() -> list[str]:
+    """Start the agent as we were started ourselves; the working folder hides nothing of ours."""
+    if ROOT.is_file():  # a zip archive: Python puts it first, and nothing else of ours is there
+        return [sys.executable, str(ROOT)]
+    return [sys.executable, "-P", "-m", "targets.agent"]
+
+
 class Worker:
     """Start the agent on entry, end it and its whole process group on exit.
 
@@ -96,21 +125,20 @@ class Worker:
         self._unread = b""
         self._heard = 0  # bytes of standard error that belong to requests answered before
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Worker":
         self._folder = tempfile.TemporaryDirectory(prefix="vitrim-worker-")
         self._words: IO[bytes] = tempfile.TemporaryFile()  # standard error: a pipe could fill up
-        command = [sys.executable, "-P", "-m", "targets.agent"]  # -P: the working folder hides nothing of ours
+        command = agent_command()
         command += ["--threads", str(self._threads)] if self._threads else []
         command += [f"--runtime={name}={file}" for name, file in self._runtimes.items()]
-        root = str(Path(targets.__file__).parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,
             env={**os.environ, "PYTHONPATH": path},
-            process_group=0,  # Ctrl-C reaches us alone, and we end the group
+            **_GROUP,  # Ctrl-C reaches us alone, and we end the group
         )
         try:
             self._hello: dict[str, Any] = self._ask("hello")
@@ -161,6 +189,15 @@ class Worker:
         """
         self._ask("check_fit", path=_absolute(folder))
 
+    def misfit(self, path: Path) -> str | None:
+        """Why an engine's folder cannot be loaded on this machine; None where nothing is in the way."""
+        told: str | None = self._ask("misfit", path=_absolute(path))
+        return told
+
+    def engine_key(self, *, runtime: str, source: str, options: Mapping[str, Any]) -> str:
+        """Digest of all that decides what a build gives here. source: digest of what it is built from."""
+        return str(self._ask("engine_key", runtime=runtime, source=source, options=dict(options)))
+
     def load(
         self,
         path: Path,
@@ -186,7 +223,7 @@ class Worker:
         images: Array,
         *,
         batch: int | None = None,
-        preprocess: Preprocess | None = None,
+        preprocess: Normalisation | None = None,
         tell: Tell = lambda message, share: None,
     ) -> dict[str, Array]:
         """Answer images in order: {output: [N, ...]}.
@@ -206,7 +243,7 @@ class Worker:
             tell(f"{done} of {len(images)} images", done / len(images))
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
-    def rotate(self, images: Array, *, batch: int | None = None, preprocess: Preprocess | None = None) -> int:
+    def rotate(self, images: Array, *, batch: int | None = None, preprocess: Normalisation | None = None) -> int:
         """Keep images as the queries of warm_up and measure; returns how many different queries they make."""
         return int(self._ask("rotate", images=self._send(images), batch=batch, **_normal(preprocess)))
 
@@ -262,14 +299,14 @@ class Worker:
         self._signal(signal.SIGCONT)
 
     def profile(
-        self, images: Array, *, batch: int | None = None, preprocess: Preprocess | None = None, repeats: int = 5
+        self, images: Array, *, batch: int | None = None, preprocess: Normalisation | None = None, repeats: int = 5
     ) -> list[dict[str, Any]]:
         """Where the time goes, slowest first: [{operator, share, calls}]; shares sum to 1, calls are per query."""
         self.rotate(images, batch=batch, preprocess=preprocess)
         return list(self._ask("profile", repeats=repeats))
 
     def layers(
-        self, images: Array, *, batch: int | None = None, preprocess: Preprocess | None = None, repeats: int = 5
+        self, images: Array, *, batch: int | None = None, preprocess: Normalisation | None = None, repeats: int = 5
     ) -> list[dict[str, Any]]:
         """What ran, layer by layer, slowest first: see `targets.runtimes.runtime.Session.layers`."""
         self.rotate(images, batch=batch, preprocess=preprocess)
@@ -374,8 +411,8 @@ class Worker:
             self._process.wait()
 
 
-def _normal(preprocess: Preprocess | None) -> dict[str, Any]:
-    return {"preprocess": None if preprocess is None else {"mean": preprocess.mean, "std": preprocess.std}}
+def _normal(preprocess: Normalisation | None) -> dict[str, Any]:
+    return {"preprocess": None if preprocess is None else {"mean": list(preprocess.mean), "std": list(preprocess.std)}}
 
 
 def _absolute(path: Path) -> str:

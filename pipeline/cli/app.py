@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import build, inspect, package, store, targets
+from pipeline.cli import build, devices, inspect, nightly, package, store, targets
 from targets.errors import VitrimError
 
 INTERRUPTED = 130
@@ -45,7 +45,9 @@ build.register(app)
 inspect.register(app)
 package.register(app)
 app.add_typer(targets.app, name="targets")
+app.add_typer(devices.app, name="devices")
 app.add_typer(store.app, name="store")
+app.add_typer(nightly.app, name="nightly")
 
 
 def main() -> None:

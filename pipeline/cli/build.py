@@ -1,15 +1,18 @@
 """Commands that build and measure: build, plan, validate, demo, init."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.devices import DevicesOption
 from pipeline.cli.options import CheckpointOption, JsonOption, SetOption, StoreOption, TargetOption, open_store
+from targets.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.table import Table
 
@@ -78,26 +81,59 @@ def validate(
         float | None, typer.Option(metavar="IMAGES_PER_SECOND", help="Also serve images that come at this rate.")
     ] = None,
     arrivals: Annotated[str, typer.Option(help="How they come: poisson or fixed.")] = "poisson",
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Measure on this device instead; its engine is built there.")
+    ] = None,
+    devices: DevicesOption = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for a device that somebody else holds.")
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write what was told, as JSON.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a bundle anew on this machine.
+    """Measure a bundle anew, on this machine or a device.
 
     Checks its files, times its engine, and reads its accuracy where labelled images are given.
     """
     from rich.console import Console
 
-    from pipeline.revalidate import revalidate
+    from pipeline.revalidate import revalidate, revalidate_on_device
 
-    told = revalidate(
-        bundle,
-        recipe=recipe,
-        images=images,
-        labels=labels,
-        level=level,
-        batches=_numbers(batches),
-        rate_ips=rate,
-        arrivals=arrivals,
-    )
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise InputError(f"cannot write {str(output)!r}: give the path of a file in a folder that is there")
+    if device is not None:
+        told, records = revalidate_on_device(
+            bundle,
+            device,
+            devices=devices,
+            recipe=recipe,
+            images=images,
+            labels=labels,
+            level=level,
+            batches=_numbers(batches),
+            rate_ips=rate,
+            wait_seconds=wait,
+            tell=_teller(quiet=as_json),
+        )
+    else:
+        records = []
+        told = revalidate(
+            bundle,
+            recipe=recipe,
+            images=images,
+            labels=labels,
+            level=level,
+            batches=_numbers(batches),
+            rate_ips=rate,
+            arrivals=arrivals,
+        )
+    if output is not None:
+        from targets.atomic import write_atomic
+
+        told_and_records = {**told, "records": [one.model_dump(mode="json") for one in records]}
+        write_atomic(output, (json.dumps(told_and_records, indent=1) + "\n").encode())
     if as_json:
         typer.echo(json.dumps(told, indent=2))
     else:
@@ -106,10 +142,22 @@ def validate(
             console.print(f"{name:<22} {value}", highlight=False, markup=False)
 
 
+def _teller(*, quiet: bool) -> "Callable[[str, float | None], None]":
+    """Say on standard error what is done on a device, one line for each new thing."""
+    last = ""
+
+    def tell(message: str, share: float | None) -> None:
+        nonlocal last
+        kind = re.sub(r"\d+", "", message)  # block 2 of 16 is nothing new
+        if kind != last and not quiet:
+            typer.echo(message, err=True)
+        last = kind
+
+    return tell
+
+
 def _numbers(text: str | None) -> list[int]:
     """Whole numbers between commas."""
-    from targets.errors import InputError
-
     try:
         return [int(one) for one in text.split(",")] if text is not None else []
     except ValueError:

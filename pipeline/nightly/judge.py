@@ -20,6 +20,9 @@ WORDS = {
     "power_w": ("power", "W"),
     "memory_bytes": ("peak memory", "bytes"),
     "engine_bytes": ("size of the engine", "bytes"),
+    "health_ms": ("reference graph", "ms"),
+    "top1": ("top-1", "%"),
+    "answered": ("images answered", "%"),
 }
 
 
@@ -30,6 +33,8 @@ class Past:
     nights: list[Night] = field(default_factory=list)
     open: Verdict | None = None
     """a regression that is not over"""
+    accepted: bool = False
+    """whether somebody took the board as it is now"""
     drifts: int = 0
     """nights in a row, up to the last, on which the board itself was slow"""
 
@@ -111,8 +116,10 @@ def segment(history: Sequence[tuple[Night, Verdict]], tonight: Night) -> Past:
             past.nights = [one for one in past.nights if one.at < first]
             past.open = past.open or verdict
             continue
-        if verdict.kind == "improvement" and verdict.culprit is not None:
+        if verdict.kind in ("improvement", "accepted") and verdict.culprit is not None:
             past.nights = [one for one in past.nights if one.at >= verdict.culprit.first_bad.at]
+        elif verdict.kind == "accepted" and not past.accepted:
+            past.nights, past.accepted = [], True
         if verdict.kind == "environment_changed":
             past = Past()
         if not drifted:
@@ -198,9 +205,9 @@ def _still(past: Past, opened: Verdict, tonight: Night, level: float, policy: Po
 
 def _new_segment(last: Night, values: Sequence[float], tonight: Night) -> Verdict:
     level = Window(tuple(values[-14:])).level
-    changes = Culprit(last_good=last, first_bad=tonight).changes
-    text = f"a new segment begins: {'; '.join(changes)}"
-    return _told("environment_changed", tonight, level, text, rule="segment")
+    culprit = Culprit(last_good=last, first_bad=tonight)
+    text = f"a new segment begins: {'; '.join(culprit.changes)}"
+    return _told("environment_changed", tonight, level, text, rule="segment", culprit=culprit)
 
 
 def _told(

@@ -9,8 +9,21 @@ from pydantic import Field
 
 from targets.record import Record, digest_of
 
-Metric = Literal["latency_p50_ms", "latency_p99_ms", "energy_mj", "power_w", "memory_bytes", "engine_bytes"]
-"""all of them are better when smaller"""
+Metric = Literal[
+    "latency_p50_ms",
+    "latency_p99_ms",
+    "energy_mj",
+    "power_w",
+    "memory_bytes",
+    "engine_bytes",
+    "health_ms",
+    "top1",
+    "answered",
+]
+"""All but the last two are better when smaller. health_ms: of the board's reference graph, whatever is deployed.
+top1: percent, where images have labels; answered: percent of images with finite answers, where they have none."""
+ANSWERS: tuple[Metric, ...] = ("top1", "answered")
+"""judged image by image, not by their value"""
 Status = Literal["measured", "failed", "missing", "device_lost"]
 """failed: something was tried and did not work; missing: planned and not run; device_lost: the board went away"""
 Kind = Literal[
@@ -18,6 +31,7 @@ Kind = Literal[
     "suspicious",
     "regression",
     "improvement",
+    "accepted",
     "insufficient_data",
     "environment_changed",
     "quarantine",
@@ -65,6 +79,10 @@ class Night(Record):
     """of the repository that holds the matrix"""
     vitrim: str = ""
     """version of this program, with its commit where it has one"""
+    answers: str = ""
+    """digest of what the engine answered to every image, where it was asked"""
+    images: str = ""
+    """fingerprint of the images that it answered"""
     flags: tuple[str, ...] = ()
     """why the values count for nothing: throttled, unstable, board busy"""
     reason: str = ""
@@ -101,11 +119,7 @@ class Culprit(Record):
     def changes(self) -> tuple[str, ...]:
         """What differs between the two, in words: the first place to look."""
         good, bad = self.last_good, self.first_bad
-        found = [
-            f"{name} {good.environment.get(name, 'unknown')} → {bad.environment.get(name, 'unknown')}"
-            for name in sorted({*good.environment, *bad.environment})
-            if good.environment.get(name) != bad.environment.get(name)
-        ]
+        found = list(self.environment_changes)
         if good.commit != bad.commit:
             found.append(f"commit {good.commit or 'unknown'} → {bad.commit or 'unknown'}")
         if good.vitrim != bad.vitrim:
@@ -114,12 +128,24 @@ class Culprit(Record):
             found.append("the engine")
         return tuple(found)
 
+    @property
+    def environment_changes(self) -> tuple[str, ...]:
+        """What differs between their environments: `driver 560 → 570`."""
+        good, bad = self.last_good.environment, self.first_bad.environment
+        return tuple(
+            f"{name} {good.get(name, 'unknown')} → {bad.get(name, 'unknown')}"
+            for name in sorted({*good, *bad})
+            if good.get(name) != bad.get(name)
+        )
+
 
 class Verdict(Record):
     """What one night says of one series."""
 
     kind: Kind
-    rule: Literal["fast", "slow", "creep", "segment", "status"] | None = None
+    rule: (
+        Literal["fast", "slow", "creep", "segment", "status", "accuracy", "classes", "flips", "determinism"] | None
+    ) = None
     sentence: str
     value: float | None = None
     baseline: float | None = None
@@ -134,6 +160,12 @@ class Verdict(Record):
     rerun_wanted: bool = False
     """measure tonight's engine and the culprit's last good one again, interleaved, before this says anything"""
     warnings: tuple[str, ...] = ()
+    p_value: float | None = None
+    """exact McNemar, adjusted for all series of the night"""
+    hints: tuple[str, ...] = ()
+    """where to look for the cause"""
+    reproduce: str = ""
+    """command that shows it again"""
 
     @property
     def alarms(self) -> bool:

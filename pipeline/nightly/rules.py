@@ -35,6 +35,16 @@ class Policy(Record):
         default=0.015, gt=0, description="deviation from night to night above which a board is too noisy"
     )
     drifts: int = Field(default=3, ge=2, description="nights in a row on which the board itself was slow: quarantine")
+    accuracy_points: float = Field(
+        default=1.0, gt=0, description="points of top-1 that may be lost: the 95 % interval has to lie below (margin)"
+    )
+    flips: float = Field(
+        default=0.05, gt=0, le=1, description="share of images answered otherwise than by the last good engine"
+    )
+    class_points: float = Field(default=10.0, gt=0, description="points that one class may lose")
+    false_discoveries: float = Field(
+        default=0.05, gt=0, lt=1, description="share of false alarms among those of p-values (Benjamini-Hochberg)"
+    )
 
 
 @dataclass(frozen=True)

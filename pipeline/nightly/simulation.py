@@ -6,9 +6,12 @@ some nights are outliers. A re-run puts two engines side by side, so the night c
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pipeline.nightly.accuracy import Answers, adjusted, compare_answers, judge_answers, reference_of
 from pipeline.nightly.judge import judge
 from pipeline.nightly.record import Night, Rerun, Series, Verdict
 from pipeline.nightly.rules import Policy
@@ -125,3 +128,86 @@ def _rerun(truth: Truth, effect: float, good: str, draw: np.random.Generator) ->
     deviation = truth.run_noise * (2 / (2 * truth.runs)) ** 0.5 * 1.25
     ratio = effect * float(np.exp(draw.normal(0, deviation)))
     return Rerun(ratio=ratio, ratio_ci95=(ratio * (1 - 2 * deviation), ratio * (1 + 2 * deviation)), good_artifact=good)
+
+
+# Answers.
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersTruth:
+    """What really happens to the answers of a series."""
+
+    nights: int = 30
+    images: int = 2000
+    classes: int = 10
+    accuracy: float = 0.8
+    noise: float = 0.01
+    """share of images that every build answers in its own way: half of them are right"""
+    drop: float = 0.0
+    """share of images that are lost from night `at` on"""
+    lost_class: bool = False
+    """whether all that are lost are of one class"""
+    at: int = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersSeen:
+    """What was said of them."""
+
+    verdicts: tuple[Verdict, ...]
+    truth: AnswersTruth
+
+    def false_alarms(self) -> int:
+        """Alarms before anything had happened, or at all where nothing ever does."""
+        return sum(one.alarms and (not self.truth.drop or at < self.truth.at) for at, one in enumerate(self.verdicts))
+
+    def delay(self) -> int | None:
+        """Nights until the loss was found: 1 is the same night. None: never."""
+        found = [at for at, one in enumerate(self.verdicts) if one.kind == "regression" and at >= self.truth.at]
+        return found[0] - self.truth.at + 1 if found else None
+
+
+def simulate_answers(truth: AnswersTruth, *, seed: int, policy: Policy | None = None) -> AnswersSeen:
+    """Play one history night by night: every build answers some images in its own way."""
+    policy = policy or Policy()
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(truth.classes, size=truth.images)
+    right = draw.random(truth.images) < truth.accuracy
+    wrong = (labels + draw.integers(1, truth.classes, truth.images)) % truth.classes
+    order = np.flatnonzero(right & (labels == 0)) if truth.lost_class else draw.permutation(np.flatnonzero(right))
+    lost = order[: round(truth.drop * truth.images)]
+    history: list[tuple[Night, Verdict]] = []
+    answers: dict[str, Answers] = {}
+    for index in range(truth.nights):
+        own = right.copy()
+        if index >= truth.at:
+            own[lost] = False
+        turned = draw.random(truth.images) < truth.noise
+        own[turned] = draw.random(int(turned.sum())) < 0.5
+        tonight = night_of_answers(index, value=100 * float(own.mean()))
+        answers[tonight.answers] = _answers(np.where(own, labels, wrong), labels, truth.classes)
+        reference = reference_of(history, tonight)
+        change = None
+        if reference is not None:
+            change = compare_answers(answers[reference.answers], answers[tonight.answers], policy)
+        p_value = adjusted([change.p_value])[0] if change is not None and change.p_value is not None else None
+        verdict = judge_answers(history, tonight, reference=reference, change=change, p_value=p_value, policy=policy)
+        history.append((tonight, verdict))
+    return AnswersSeen(verdicts=tuple(verdict for _, verdict in history), truth=truth)
+
+
+def night_of_answers(index: int, *, value: float = 80.0, **fields: Any) -> Night:
+    """A night of which only the answers count."""
+    usual = {
+        "values": (value,),
+        "artifact": f"engine {index}",
+        "answers": f"answers {index}",
+        "images": "images",
+        "commit": f"commit {index}",
+    }
+    series = SERIES.replace(metric="top1")
+    return Night(series=series, at=FIRST + timedelta(days=index), **{**usual, **fields})
+
+
+def _answers(predicted: NDArray[Any], labels: NDArray[Any], classes: int) -> Answers:
+    return Answers(values=np.eye(classes, dtype=np.float32)[predicted], labels=labels, images="images")

@@ -1,7 +1,11 @@
-"""`python -m targets.agent`: answer requests, one JSON line each, until standard input closes.
+"""The agent: `python -m targets.agent [COMMAND]`, or `python3 vitrim-agent.pyz [COMMAND]` on a board.
 
-A request is {"do": name, ...}; the answer is {"result": ...} or {"error": {"kind", "message"}}. Answers go to what was
-standard output at the start; everything that libraries print goes to standard error.
+`serve`, the default: answer requests, one JSON line each, until standard input closes. A request is {"do": name, ...};
+the answer is {"result": ...} or {"error": {"kind", "message"}}. Answers go to what was standard output at the start;
+everything that libraries print goes to standard error.
+
+The other commands are for whoever reaches a board: `probe`, `receive`, `send`, `session`, `job`; their lines of JSON
+begin with a mark, see `targets.agent.receive`.
 """
 
 import argparse
@@ -28,12 +32,22 @@ GRACE_SECONDS = 5
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> int:
+def main(words: "list[str] | None" = None) -> int:
+    """Run a command."""
+    words = sys.argv[1:] if words is None else words
+    if words and not words[0].startswith("-") and words[0] != "serve":
+        from targets.agent.commands import run_command
+
+        return run_command(words)
+    return _serve(words[1:] if words[:1] == ["serve"] else words)
+
+
+def _serve(words: "list[str]") -> int:
     """Serve until the caller is gone."""
     parser = argparse.ArgumentParser(prog="python -m targets.agent", description=__doc__)
     parser.add_argument("--threads", type=int, help="threads of the runtime; default: all usable cores")
     parser.add_argument("--runtime", action="append", default=[], metavar="NAME=FILE", help="bring a runtime along")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     answers = _claim_stdout()
     _go_on_when_abandoned()
     threading.Thread(target=_leave_when_abandoned, daemon=True).start()
@@ -43,12 +57,16 @@ def main() -> int:
 
     from targets.agent.service import Service
 
-    extra = {name: Path(file) for name, _, file in (one.partition("=") for one in arguments.runtime)}
-    service = Service(threads=threads, runtimes=extra)
+    service = Service(threads=threads, runtimes=read_runtimes(arguments.runtime))
     for line in sys.stdin:
         answers.write(json.dumps(_answer(service, line), separators=(",", ":")) + "\n")
         answers.flush()
     return 0
+
+
+def read_runtimes(pairs: "list[str]") -> "dict[str, Path]":
+    """File by name, of NAME=FILE."""
+    return {name: Path(file) for name, _, file in (one.partition("=") for one in pairs)}
 
 
 def _answer(service: "Service", line: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What the agent can do: build an engine, load it, answer images, and measure itself. One session at a time."""
 
 import gc
+import hashlib
+import json
 import os
 import statistics
 import time
@@ -43,6 +45,8 @@ class Service:
             "build": self.build,
             "check_fit": self.check_fit,
             "load": self.load,
+            "misfit": self.misfit,
+            "engine_key": self.engine_key,
             "infer": self.infer,
             "rotate": self.rotate,
             "warm_up": self.warm_up,
@@ -144,6 +148,32 @@ class Service:
             "engine_sha256": digest,
             "seconds": seconds,
         }
+
+    def misfit(self, path: str) -> str | None:
+        """Why an engine's folder cannot be loaded here, before anything is tried; None where it should be."""
+        try:
+            engine = read_engine(Path(path))
+            software = get_runtime(engine["runtime"], self._runtimes)
+            check_binding(engine, software.binding(self._facts))
+            verify_files(Path(path), engine)
+        except (InputError, WorkerError) as error:
+            return str(error)
+        return None
+
+    def engine_key(self, runtime: str, source: str, options: dict[str, Any]) -> str:
+        """Digest of all that decides what a build gives: source, options, runtime, machine. 64 hex digits."""
+        software = get_runtime(runtime, self._runtimes)
+        told = {
+            "runtime": runtime,
+            "version": software.version(),
+            "source": source,
+            "options": {
+                "threads": self._threads,
+                **{key: value for key, value in options.items() if value is not None},
+            },
+            "bound_to": software.binding(self._facts),
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def infer(
         self, images: str, output: str, batch: int | None = None, preprocess: dict[str, Any] | None = None

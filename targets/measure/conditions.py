@@ -6,7 +6,7 @@ Everything is read from the kernel's files; what a machine does not tell is None
 import os
 import statistics
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def read_conditions(root: Path = ROOT) -> dict[str, Any]:
     limits = [one / 1000 for one in numbers([cpu / "cpufreq/scaling_max_freq" for cpu in cpus])]
     governors = Counter(text for cpu in cpus if (text := read_text(cpu / "cpufreq/scaling_governor")))
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "load_average": list(os.getloadavg()),
         "cores": usable_cores(root),
         "affinity": sorted(os.sched_getaffinity(0)),

@@ -7,12 +7,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from targets.measure.energy import Window
-from targets.measure.measurement import Run
 from targets.measure.procedure import EngineUnderTest, Procedure
 from targets.measure.sampler import Sample
 from targets.measure.watching import peak_gpu_memory_bytes
-from targets.preprocess import Preprocess
-from targets.worker import Loaded, WarmUp, Worker
+from targets.worker import Loaded, Normalisation, WarmUp, Worker
 
 LEAD_IN = 2
 """queries at the start of each block that are not counted"""
@@ -50,25 +48,25 @@ class Contender:
         self.worker.pause()
         return found
 
-    def run(self, blocks: int, watched: list[Sample], throttled: tuple[str, ...]) -> Run:
-        """What was measured; lets the process go on."""
+    def run(self, blocks: int, watched: list[Sample], throttled: tuple[str, ...]) -> dict[str, Any]:
+        """What was measured, plain JSON as `measurement.Run` says; lets the process go on."""
         self.worker.resume()
-        return Run(
-            samples=tuple(self.samples),
-            blocks=(self.block,) * blocks,
-            load_seconds=self.loaded.seconds,
-            first_ms=self.warm.first_ms,
-            warmup_queries=self.warm.queries,
-            warmup_seconds=self.warm.seconds,
-            stable=self.warm.stable,
-            peak_memory_bytes=self.worker.peak_memory_bytes(),
-            peak_gpu_memory_bytes=peak_gpu_memory_bytes(watched, self.worker.own_pid),
-            throttled=throttled,
-        )
+        return {
+            "samples": self.samples,
+            "blocks": [self.block] * blocks,
+            "load_seconds": self.loaded.seconds,
+            "first_ms": self.warm.first_ms,
+            "warmup_queries": self.warm.queries,
+            "warmup_seconds": self.warm.seconds,
+            "stable": self.warm.stable,
+            "peak_memory_bytes": self.worker.peak_memory_bytes(),
+            "peak_gpu_memory_bytes": peak_gpu_memory_bytes(watched, self.worker.own_pid),
+            "throttled": list(throttled),
+        }
 
 
 def enter(
-    worker: Worker, engine: EngineUnderTest, inputs: NDArray[Any], preprocess: Preprocess | None, plan: Procedure
+    worker: Worker, engine: EngineUnderTest, inputs: NDArray[Any], preprocess: Normalisation | None, plan: Procedure
 ) -> Contender:
     """Load an engine, warm it up, and plan its blocks by how fast it turned out to be."""
     loaded = worker.load(engine.folder, threads=engine.threads)

@@ -2,15 +2,15 @@
 
 Nothing is subtracted: what the machine draws at rest is in it, and stands beside it. Only the inside of a block counts:
 its beginning is left to sensors that lag behind, so a short block says nothing, and that is said.
+Standard library only, in Python 3.10.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
-from targets.measure.measurement import Energy
 from targets.measure.sampler import Sample
 
 Window = tuple[int, int]
@@ -61,8 +61,10 @@ def measures_power(samples: Sequence[Sample]) -> bool:
     return any(_curve(samples, scope) is not None for scope in SCOPES)
 
 
-def energy_of(samples: Sequence[Sample], windows: Sequence[Window], *, images: Sequence[int]) -> tuple[Energy, ...]:
+def energy_of(samples: Sequence[Sample], windows: Sequence[Window], *, images: Sequence[int]) -> list[dict[str, Any]]:
     """Mean power and energy per image of one engine, for each scope that is measured; empty where none is.
+
+    Plain JSON, as `measurement.Energy` says.
 
     windows: its blocks. images: answered in each. Energy per image is mean power times the time of an image.
     """
@@ -85,15 +87,15 @@ def energy_of(samples: Sequence[Sample], windows: Sequence[Window], *, images: S
         if answered:
             watts = joules / seconds
             found.append(
-                Energy(
-                    scope=scope.name,
-                    covers=scope.covers,
-                    mean_power_w=watts,
-                    joules_per_image=watts * whole_seconds / answered,
-                    seconds=seconds,
-                )
+                {
+                    "scope": scope.name,
+                    "covers": scope.covers,
+                    "mean_power_w": watts,
+                    "joules_per_image": watts * whole_seconds / answered,
+                    "seconds": seconds,
+                }
             )
-    return tuple(found)
+    return found
 
 
 def mean_power_w(samples: Sequence[Sample]) -> dict[str, float]:

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from targets.measure.procedure import Level as Level
 from targets.record import Record
 
-Level = Literal["quick", "full"]
 Arrivals = Literal["poisson", "fixed"]
 
 

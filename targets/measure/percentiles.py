@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.measure.measurement import Measurement, Run
+from targets.measure.sampling import median_of_runs
 
 CONFIDENCE = 0.99
 RESAMPLES = 2000
@@ -21,7 +22,7 @@ Interval = tuple[float, float]
 
 def p50_of(measurement: Measurement) -> float:
     """Median of the medians of the runs, in the measurement's unit."""
-    return float(np.median([np.median(run.samples) for run in measurement.runs]))
+    return median_of_runs([run.samples for run in measurement.runs])
 
 
 def p50_ci95(measurement: Measurement) -> Interval:

@@ -1,15 +1,14 @@
-"""What is measured and how much of it: an engine with its inputs, and the two levels."""
+"""What is measured and how much of it: an engine with its inputs, and the two levels. In Python 3.10."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from targets.measure.measurement import Level
-
 Array = NDArray[Any]
+Level = Literal["quick", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
-"""What the samples of a measurement tell: conditions in figures, and whether the machine really throttled."""
+"""What the samples of a measurement tell: conditions in figures, and whether the machine really throttled.
+
+Plain JSON and the standard library only, in Python 3.10: a board has no pydantic. `measurement.Watched` is the record.
+"""
 
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from targets.measure.measurement import Spread, Watched
 from targets.measure.sampler import Sample
 from targets.measure.sources.nvml import REAL
 
@@ -36,16 +38,19 @@ def real_throttling(samples: Sequence[Sample]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def summarise(samples: Sequence[Sample], told: Mapping[str, Any], *, void: Sequence[str]) -> Watched:
-    """Figures of all samples. told: what `Watcher.watch` gave. void: of each process run that was thrown away, why."""
-    return Watched(
-        sources={name: obstacle or "" for name, obstacle in told["sources"].items()},
-        facts=dict(told["facts"]),
-        samples=len(samples),
-        figures={name: _spread([sample[name] for sample in samples if name in sample]) for name in FIGURES},
-        reasons=dict(Counter(word for sample in samples for word in sample.get("gpu_reasons", ()))),
-        void_runs=tuple(void),
-    )
+def summarise(samples: Sequence[Sample], told: Mapping[str, Any], *, void: Sequence[str]) -> dict[str, Any]:
+    """Figures of all samples, as `measurement.Watched` says.
+
+    told: what `Watcher.watch` gave. void: of each process run that was thrown away, why.
+    """
+    return {
+        "sources": {name: obstacle or "" for name, obstacle in told["sources"].items()},
+        "facts": dict(told["facts"]),
+        "samples": len(samples),
+        "figures": {name: _spread([sample[name] for sample in samples if name in sample]) for name in FIGURES},
+        "reasons": dict(Counter(word for sample in samples for word in sample.get("gpu_reasons", ()))),
+        "void_runs": list(void),
+    }
 
 
 def peak_gpu_memory_bytes(samples: Sequence[Sample], pid: int) -> int | None:
@@ -56,7 +61,7 @@ def peak_gpu_memory_bytes(samples: Sequence[Sample], pid: int) -> int | None:
     )
 
 
-def _spread(values: Sequence[float]) -> Spread | None:
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
-    return Spread(min=min(values), median=statistics.median(values), max=max(values))
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
