@@ -62,7 +62,9 @@ def test_the_last_stage_runs_as_a_user_without_rights(file: Path) -> None:
 def test_no_cache_of_a_package_manager_stays_in_an_image(file: Path) -> None:
     for part in parts(file):
         for step in part.all("RUN"):
-            assert "apt-get install" not in step or ("--no-install-recommends" in step and "rm -rf /var/lib/apt/lists" in step)
+            assert "apt-get install" not in step or (
+                "--no-install-recommends" in step and "rm -rf /var/lib/apt/lists" in step
+            )
             assert "pip install" not in step or "--no-cache-dir" in step
 
 
@@ -116,7 +118,9 @@ def test_nothing_but_what_images_are_made_of_goes_to_the_builder() -> None:
 @each
 def test_extras_are_those_of_the_package(file: Path) -> None:
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    asked = [value.partition("=")[2] for name, value in instructions(file) if name == "ARG" and value.startswith("EXTRAS")]
+    asked = [
+        value.partition("=")[2] for name, value in instructions(file) if name == "ARG" and value.startswith("EXTRAS")
+    ]
 
     assert set(",".join(asked).split(",")) - {""} <= set(known)
 

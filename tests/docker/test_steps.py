@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ENTRY = ROOT / "docker" / "jetson-entrypoint.sh"
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 LIGHT = {"typer", "pyyaml", "pydantic", "rich", "numpy", "filelock"}
-"""What of vitrim's dependencies the steps install here. The heavy ones (torch, timm, runtimes: some GB) are left out."""
+"""What of vitrim's dependencies the steps install here. The heavy ones (torch, timm, runtimes) are left out."""
 
 
 @pytest.mark.slow
 def test_the_steps_of_the_cpu_image_make_an_environment_whose_vitrim_runs(tmp_path: Path) -> None:
-    """The RUN steps and COPYs of the build stage as they stand; only `pip install` takes no dependencies but light ones."""
+    """The RUN steps and COPYs of the build stage as they stand; but `pip install` takes light dependencies only."""
     build, final = parts(ROOT / "docker" / "cpu.Dockerfile")
     opt, source = tmp_path / "opt" / "vitrim", tmp_path / "src"
     source.mkdir()
@@ -34,7 +34,11 @@ def test_the_steps_of_the_cpu_image_make_an_environment_whose_vitrim_runs(tmp_pa
             copied = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copied(ROOT / name, place)
     (default,) = [value.partition("=")[2] for value in build.all("ARG") if value.startswith("EXTRAS=")]
-    script = "\n".join(build.all("RUN")).replace("/opt/vitrim", str(opt)).replace("python -m venv", f"{sys.executable} -m venv")
+    script = (
+        "\n".join(build.all("RUN"))
+        .replace("/opt/vitrim", str(opt))
+        .replace("python -m venv", f"{sys.executable} -m venv")
+    )
     installing = r'(\S+/pip install [^&"]*)"\.\[\$\{EXTRAS\}\]"'
     assert len(re.findall(installing, script)) == 1
     wanted = [
@@ -44,7 +48,14 @@ def test_the_steps_of_the_cpu_image_make_an_environment_whose_vitrim_runs(tmp_pa
     ]
     assert len(wanted) == len(LIGHT)
     script = re.sub(installing, rf"\1--quiet {' '.join(wanted)} && \1--quiet --no-deps '.'", script)
-    done = subprocess.run(["sh", "-euc", script], cwd=source, env={**os.environ, "EXTRAS": default}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sh", "-euc", script],
+        cwd=source,
+        env={**os.environ, "EXTRAS": default},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
     # The final stage takes the environment and nothing of the sources.
@@ -110,7 +121,19 @@ def login(port: int, folder: Path, identity: Path, *words: str) -> subprocess.Co
         "ConnectTimeout": "30",
     }
     flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    command = ["ssh", "-F", "none", *flags, "-i", str(identity), "-p", str(port), "--", f"{getpass.getuser()}@127.0.0.1", *words]
+    command = [
+        "ssh",
+        "-F",
+        "none",
+        *flags,
+        "-i",
+        str(identity),
+        "-p",
+        str(port),
+        "--",
+        f"{getpass.getuser()}@127.0.0.1",
+        *words,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
