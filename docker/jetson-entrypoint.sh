@@ -33,7 +33,8 @@ serve() {
     [ -x "$server" ] || fail "no SSH server (sshd) is installed; apt-get install openssh-server"
     mkdir -p "$state"
     chmod 700 "$state"
-    # sshd trusts a file of keys only where nobody else can write it; a mounted one may belong to anybody.
+    # Of the mounted file, which may belong to anybody, a copy that only this user can write. sshd need not look at the
+    # folders above it (StrictModes): nobody else is in this container.
     cp "$keys" "$state/authorized_keys"
     chmod 600 "$state/authorized_keys"
     [ -f "$state/host_key" ] || ssh-keygen -q -t ed25519 -N '' -C vitrim-device -f "$state/host_key"
@@ -42,6 +43,7 @@ Port $port
 HostKey $state/host_key
 PidFile $state/sshd.pid
 AuthorizedKeysFile $state/authorized_keys
+StrictModes no
 AuthenticationMethods publickey
 PubkeyAuthentication yes
 PasswordAuthentication no

@@ -17,7 +17,7 @@ from dockerfile import parts
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = ROOT / "docker" / "jetson-entrypoint.sh"
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-LIGHT = {"typer", "pyyaml", "pydantic", "rich", "numpy", "filelock"}
+LIGHT = {"typer", "pyyaml", "pydantic", "rich", "numpy", "filelock", "packaging"}
 """What of vitrim's dependencies the steps install here. The heavy ones (torch, timm, runtimes) are left out."""
 
 

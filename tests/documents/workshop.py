@@ -1,8 +1,8 @@
 """A folder in which the commands of a page run: a tiny model and real digits where a reader has a model and pictures.
 
-`vitrim` and `python` are the real ones. Stand-ins, each a few lines below, are: `pip` (looks every name up, installs nothing), `make`
-(`make -n`: the goal must be there), `open` (the file must be there). Two words of a reader are said here: after `vitrim init` the recipe
-is changed to the tiny one, and `vitrim doctor` may find something to fix.
+`vitrim` and `python` are the real ones. Stand-ins, each a few lines below, are: `pip` (looks every name up, installs
+nothing), `make` (`make -n`: the goal must be there), `open` (the file must be there). Two things a reader does are done
+here: after `vitrim init` the recipe is changed, to the tiny one; and `vitrim doctor` may find something to fix.
 """
 
 import csv
@@ -79,7 +79,7 @@ def train(folder: Path) -> Path:
 
 
 def furnish(folder: Path, *, checkpoint: Path, recipe: bool) -> None:
-    """Put into an empty folder what readers have: pictures, labelled ones in a zip, programs; and the recipe, if wanted."""
+    """Put into an empty folder what readers have: pictures, a zip of labelled ones, programs; the recipe, if wanted."""
     from sklearn.datasets import load_digits
 
     hidden, programs = folder / ".workshop", folder / ".workshop" / "bin"
