@@ -136,12 +136,13 @@ def test_the_search_works_on_pages_opened_from_disk(site: Path, page: Page) -> N
             }
         }
         document.querySelector(".md-search__button, label[for=__search]").click()
-        const field = await until(() => [...document.querySelectorAll("input")].find((one) => one.offsetParent))
+        const search = await until(() => [...document.querySelectorAll("*")].find((one) => one.shadowRoot)?.shadowRoot)
+        const field = await until(() => search.querySelector("input"))
         field.focus()
-        document.execCommand("insertText", false, "Gram-Schmidt")
-        return (await until(() => document.body.innerText.includes("DGMR: diversity") && document.body.innerText))
+        document.execCommand("insertText", false, "Businger")
+        return await until(() => /[1-9] result/.test(search.textContent) && search.textContent)
     })()""")
 
     assert found is not None
-    assert "DGMR: diversity-guided MLP reduction" in found
+    assert "DGMR" in found
     assert [url for url in requests(page) if not url.startswith(site.as_uri())] == []

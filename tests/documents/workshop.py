@@ -8,6 +8,7 @@ here: after `vitrim init` the recipe is changed, to the tiny one; and `vitrim do
 import csv
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -29,8 +30,8 @@ model:
 data:
   fit: {{dataset: digits, share: [0, 0.3]}}
   train: {{dataset: digits, share: [0, 0.3]}}
-  select: {{dataset: digits, share: [0.3, 0.5]}}
-  evaluate: {{dataset: digits, share: [0.5, 1]}}
+  select: {{dataset: digits, share: [0.5, 0.7]}}
+  evaluate: {{dataset: digits, share: [0.7, 1]}}
 steps:
   - prune_mlp: {{keep: 0.75, images: 256}}
   - distill: {{images_seen: 128, flip: false}}
@@ -65,7 +66,7 @@ for word in sys.argv[1:]:
     sys.exit(f"{word}: no extra {unknown}") if unknown else None
 ' "$@"
     """,
-    "make": 'exec /usr/bin/env -u MAKEFLAGS make -n -C "$ROOT" "$@"',
+    "make": 'exec "$MAKE" -n -C "$ROOT" "$@"',
     "open": 'for file in "$@"; do [ -f "$file" ] || { echo "open: no file $file" >&2; exit 1; }; done',
 }
 
@@ -116,13 +117,15 @@ def run(script: str, *, folder: Path, store: Path, path: Sequence[Path] = ()) ->
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "ROOT": str(ROOT),
+        "MAKE": shutil.which("make") or "make",
         "WORKSHOP": str(folder / ".workshop"),
         "VITRIM_STORE": str(store),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "80",
         "HOME": str(folder),
     }
-    environment.pop("VITRIM_ASSETS", None)
+    for name in ("VITRIM_ASSETS", "MAKEFLAGS", "MAKELEVEL"):
+        environment.pop(name, None)
     command = ["bash", "--noprofile", "--norc", "-euo", "pipefail", "-c", script]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
