@@ -383,6 +383,7 @@ def test_after_a_search_the_plan_is_that_of_the_shapes_found(planned: Planned, t
         loss=0.1,
         sublayers=(),
         table={"unpruned_p50_ms": 1.0, "rest": 0.1},
+        exact=True,
         solve_ms=1,
     )
     plan = planned(text=SEARCHED)
@@ -408,10 +409,12 @@ def test_size_width_and_merging_that_a_search_chose_become_steps(planned: Planne
         shapes=[{"heads": 2, "d_qk": 8, "d_v": 8, "mlp_width": 64}] * 12,
         size=(24, 24),
         width=96,
+        width_method="energy",
         merge=(1,) + (0,) * 11,
         loss=0.1,
         sublayers=(),
         table={"unpruned_p50_ms": 1.0, "rest": 0.1},
+        exact=True,
         solve_ms=1,
     )
     plan = planned(text=SEARCHED)
@@ -421,6 +424,7 @@ def test_size_width_and_merging_that_a_search_chose_become_steps(planned: Planne
     assert [step.stage for step in after.compressed][:4] == ["resize_input", "prune_width", "prune", "merge_tokens"]
     assert after.compressed[0].options.size == (24, 24)  # type: ignore[attr-defined]
     assert after.compressed[1].options.width == 96  # type: ignore[attr-defined]
+    assert after.compressed[1].options.method == "energy"  # type: ignore[attr-defined]
     assert after.compressed[3].options.counts == decision.merge  # type: ignore[attr-defined]
 
 
