@@ -27,7 +27,7 @@ setup: $(VENV)/.installed ## install vitrim into .venv
 
 setup-dev: $(VENV)/.installed-dev ## install vitrim and what its tests need
 
-system: ## install what some tests need from the system (Chromium), where apt allows it
+system: ## install what some tests need from the system (Chromium, an SSH server), where apt allows it
 	@sh tests/system_packages.sh
 
 demo: setup ## the main job on an embedded model: train, prune, repair, distil, quantize, compile, validate

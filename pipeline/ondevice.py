@@ -23,6 +23,17 @@ SHARD_IMAGES = 512
 TIMED_IMAGES = 16
 SAME = ("hint", "streams")
 """options that an engine is built anew with as the bundle's was"""
+SWEPT = (
+    "batch",
+    "latency_p50_ms",
+    "latency_p90_ms",
+    "latency_p99_ms",
+    "throughput_ips",
+    "requests",
+    "joules_per_image",
+    "throttled",
+)
+"""what is told of each batch size"""
 BUILD_SECONDS = 3600
 """that the builds of one engine may take; those of others come on top"""
 ANSWERS_PER_SECOND = 1.0
@@ -173,7 +184,10 @@ def validate_on_device(
             )
         told = _told(bundle, manifest, results[own])
         if batches:
-            told["batches"] = [_latency(results[batch]) for batch in sorted(set(batches))]
+            told["batches"] = [
+                {name: value for name, value in _latency(results[batch]).items() if name in SWEPT}
+                for batch in sorted(set(batches))
+            ]
         if images is not None:
             told |= _accuracy(results[own], images)
     gone = {"roles": {"engine": results[own].roles["engine"].replace(answers=None)}}
@@ -231,7 +245,7 @@ def _told(bundle: Path, manifest: Mapping[str, Any], result: JobResult) -> dict[
         "precision": manifest["precision"],
         "engine": f"{built}{', built earlier' if engine.reused else ''}",
         "engine_sha256": engine.engine_sha256,
-        "build_seconds": None if engine.build_seconds is None else round(engine.build_seconds, 1),
+        **({} if engine.build_seconds is None else {"build_seconds": round(engine.build_seconds, 1)}),
         **_latency(result),
         "health_ms": [round(before.value_ms, 3), round(after.value_ms, 3)],
         "power_mode": result.environment.get("power_mode"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pipeline.answers import Tell, engine_answers
 from pipeline.compare.entry import ON_CPU
-from pipeline.ondevice import SAME, read_bundle
+from pipeline.ondevice import SAME, SWEPT, read_bundle
 from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.compose import figures
 from stages.data.images import ImageSet, check_labels, open_images
@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from targets.devices.job import JobResult
 
 LEVELS = ("quick", "full")
-SWEPT = (
-    "batch",
-    "latency_p50_ms",
-    "latency_p90_ms",
-    "latency_p99_ms",
-    "throughput_ips",
-    "requests",
-    "joules_per_image",
-    "throttled",
-)
-"""what is told of each batch size"""
 
 
 def revalidate(

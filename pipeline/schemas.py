@@ -23,6 +23,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     from stages.artifact import Manifest
     from stages.graph.card import GraphCard
     from stages.vit.spec import ViTSpec
+    from targets.devices.job import JobResult
     from targets.measure.measurement import Comparison
     from targets.measure.open_loop import OpenLoop
     from targets.measure.throughput import Throughput
@@ -34,6 +35,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "comparison": Comparison,
         "open_loop": OpenLoop,
         "throughput": Throughput,
+        "device_result": JobResult,
         "validation": Validation,
         "report": Report,
         "night": Night,

@@ -95,7 +95,7 @@ def board_obstacle(spec: DeviceSpec, state: dict[str, Any]) -> str | None:
     told = state["jetson"]
     jetson = Jetson(**{**told, "compatible": tuple(told["compatible"])}) if told else None
     if profile.board.kind == "jetson" and jetson is None:
-        return f"it is no {spec.target}: it is no Jetson"
+        return f"it is no Jetson, its target {spec.target} is one; set `target` to what it is"
     obstacle = away(profile, state["facts"], jetson=jetson)
     if obstacle is not None:
         return f"it is no {spec.target}: {obstacle.replace('this machine', 'it')}; set `target` to what it is"
