@@ -89,6 +89,7 @@ def test_the_code_that_a_page_names_is_there(page: Path) -> None:
 def figures(text: str) -> list[str]:
     """Numbers with a point, outside code and links, and but for rules of thumb (±2.5)."""
     plain = re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv [0-9.]+", " ", text)
+    plain = re.sub(r"(?:[^.]|\.(?=\d))*\(a try, no result file\)", " ", plain)
     return re.findall(r"(?<![\w.,±])\d+\.\d+(?![\w.]*\d)", plain)
 
 

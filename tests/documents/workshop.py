@@ -42,6 +42,18 @@ targets: [cpu]
 budget: {{accuracy_drop_points: 50}}
 measure: {{level: quick, batches: [1]}}
 """
+MATRIX = """\
+format: vitrim.matrix/1
+name: tiny
+recipes: [{recipe: recipe.yaml}]
+devices: [here]
+level: quick
+"""
+DEVICES = """\
+format: vitrim.devices/1
+devices:
+  here: {kind: local, target: cpu}
+"""
 PROGRAMS = {
     "vitrim": """
         "$PYTHON" -m pipeline "$@"
@@ -59,9 +71,15 @@ PROGRAMS = {
 import sys
 from importlib.metadata import distribution
 from packaging.requirements import Requirement
+import os
+import tomllib
 for word in sys.argv[1:]:
     asked = Requirement(word)
-    known = distribution(asked.name).metadata.get_all("Provides-Extra") or []
+    if asked.name == "vitrim":
+        with open(os.environ["ROOT"] + "/pyproject.toml", "rb") as file:
+            known = tomllib.load(file)["project"]["optional-dependencies"]
+    else:
+        known = distribution(asked.name).metadata.get_all("Provides-Extra") or []
     unknown = asked.extras - set(known)
     sys.exit(f"{word}: no extra {unknown}") if unknown else None
 ' "$@"
@@ -88,6 +106,8 @@ def furnish(folder: Path, *, checkpoint: Path, recipe: bool) -> None:
     (hidden / "recipe.yaml").write_text(RECIPE.format(checkpoint=checkpoint))
     if recipe:
         (folder / "recipe.yaml").write_text(RECIPE.format(checkpoint=checkpoint))
+    (folder / "matrix.yaml").write_text(MATRIX)
+    (folder / "devices.yaml").write_text(DEVICES)
     for name, body in PROGRAMS.items():
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
