@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system demo test test-fast check format schemas bench gpu clean
+.PHONY: help setup setup-dev system demo test test-fast check format schemas docs bench gpu clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -55,6 +55,9 @@ format: setup-dev ## format and fix what can be fixed
 schemas: setup ## write the published JSON schemas to docs/schemas
 	$(BIN)/python -m pipeline.schemas
 
+docs: setup-dev ## build the documentation as a site in site/, every link checked
+	$(BIN)/zensical build --strict --clean
+
 bench: setup-dev ## run the benchmarks behind every figure in the docs (needs the assets; some hours)
 	sh benchmarks/run_all.sh
 	$(BIN)/python benchmarks/results_page.py
@@ -69,4 +72,4 @@ gpu: ## run the benchmarks that need an NVIDIA GPU (GPU_FLAGS="--minutes 9 --ima
 	$(MAKE) setup && exec $(BIN)/python benchmarks/gpu.py $(GPU_FLAGS)
 
 clean: ## remove the environment, caches and outputs (not the store)
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) out site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,6 +4,8 @@ import vitrim
 
 reports = vitrim.build("recipe.yaml", overrides=["steps.prune_mlp.keep=0.5"])
 print(reports["cpu"].verdict.sentence)
+bundle = vitrim.load("out/cpu/bundle")  # or a zip of `vitrim package`; its engine answers, without torch
+print(bundle.classify("image.jpg"))
 module = vitrim.load("out/model")       # a torch module from a folder with vit.json
 figures = vitrim.validate("out/cpu/bundle", images="val.zip", labels="labels.csv")
 """
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.events import Event
     from pipeline.report.record import Report
     from stages.vit.model import ViT
+    from targets.bundle.loaded import LoadedBundle
 
 __all__ = ["build", "load", "validate"]
 
@@ -59,11 +62,21 @@ def build(
             )
 
 
-def load(folder: str | Path) -> "ViT":
-    """Load a model folder (vit.json, model.safetensors) as a torch module in evaluation mode."""
-    from stages.vit.files import load_model
+def load(path: str | Path) -> "LoadedBundle | ViT":
+    """Load a bundle, a folder or a zip, as a `targets.bundle.loaded.LoadedBundle`: classify, logits, features.
 
-    return load_model(Path(folder))
+    Its engine runs in a process of its own, without torch, on any of vitrim's runtimes; where it is for another
+    machine, the portable graph runs, and `note` says why. A model folder (vit.json, model.safetensors) gives a torch
+    module (`stages.vit.model.ViT`) in evaluation mode. Raises InputError for what is neither, StageError for a damaged
+    bundle.
+    """
+    if (Path(path) / "vit.json").is_file():
+        from stages.vit.files import load_model
+
+        return load_model(Path(path))
+    from targets.bundle.loaded import LoadedBundle
+
+    return LoadedBundle(path)
 
 
 def validate(

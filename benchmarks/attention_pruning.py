@@ -5,28 +5,35 @@
 Calibrates on 500 images of imagenet_train1000, evaluates on the 1,100 of imagenet_val, with torch in fp32: top-1,
 agreement with the source and the mean divergence KL(source, pruned) of the answers. With fewer images or methods it is
 a try, and writes no result file. Nothing is random but `method: random` and the order of images in `refine`, whose
-seed is the block's number.
+seed is the block's number. Torch-Pruning (the peer: L2 norm and Taylor) takes whole heads out of timm's own model; it
+repairs nothing, and cannot cut queries and keys apart from values.
 """
 
 import argparse
 import sys
 import time
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 from benchmarks.conditions import write_result
+from benchmarks.mlp_pruning import answer_gradients
 from benchmarks.real_vit import RealViT, told
 from stages.prune_attention.options import PruneAttentionOptions
 from stages.prune_attention.prune import prune
 
+HEADS = "heads 2 of 3"
 SHAPES: dict[str, dict[str, Any]] = {
     "QK 75 %": {"qk": 0.75},
     "QK 50 %": {"qk": 0.5},
     "QK 25 %": {"qk": 0.25},
     "V 50 %": {"v": 0.5},
-    "heads 2 of 3": {"heads": 2},
+    HEADS: {"heads": 2},
     "QK 50 %, V 75 %": {"qk": 0.5, "v": 0.75},
 }
 METHODS: dict[str, tuple[str, ...]] = {
@@ -67,6 +74,54 @@ def variants(name: str, methods: list[str]) -> list[dict[str, Any]]:
     return [{**shape, **row} for row in rows]
 
 
+def peers(real: RealViT) -> list[dict[str, Any]]:
+    """Two of three heads by Torch-Pruning; no rows where it is not installed."""
+    try:
+        import torch_pruning
+    except ImportError:
+        print("torch-pruning is not installed: no peers", flush=True)
+        return []
+    import timm
+
+    rows = []
+    for name in ("l2", "taylor"):
+        model = timm.create_model("vit_tiny_patch16_224").eval()
+        model.load_state_dict(real.state)
+        started = time.perf_counter()
+        if name == "taylor":
+            answer_gradients(model, real.calibration)
+        attentions = [block.attn for block in model.blocks]
+        kept = {id(layer) for attention in attentions for layer in (attention.qkv, attention.proj)}
+        leaves = (one for one in model.modules() if not list(one.children()) and id(one) not in kept)
+        importance = torch_pruning.importance
+        with warnings.catch_warnings(action="ignore"):
+            pruner = torch_pruning.pruner.BasePruner(
+                model,
+                real.unseen[0][:1],
+                importance=importance.GroupTaylorImportance()
+                if name == "taylor"
+                else importance.GroupMagnitudeImportance(p=2),
+                pruning_ratio=0.0,
+                num_heads={attention.qkv: attention.num_heads for attention in attentions},
+                prune_num_heads=True,
+                head_pruning_ratio=1 / 3,
+                ignored_layers=[one for one in leaves if isinstance(one, torch.nn.Linear | torch.nn.LayerNorm)],
+            )
+            pruner.step()
+        for attention in attentions:
+            attention.num_heads = pruner.num_heads[attention.qkv]
+            attention.attn_dim = attention.num_heads * attention.head_dim
+            assert attention.num_heads == SHAPES[HEADS]["heads"]
+            assert attention.proj.in_features == attention.attn_dim
+        seconds = time.perf_counter() - started
+        method = f"Torch-Pruning {version('torch-pruning')} {name}"
+        rows.append(
+            {"shape": HEADS, "method": method, "repair": "none", **real.figures(model), "seconds": round(seconds, 1)}
+        )
+        print(f"{HEADS:<16} {method:<34} {told(rows[-1])}", flush=True)
+    return rows
+
+
 def main() -> None:
     """Measure every variant and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,6 +157,8 @@ def main() -> None:
                 f"{name:<16} {options.method:<9} {options.repair + extra:<24} {told(row)}, {row['seconds']} s",
                 flush=True,
             )
+        if name == HEADS:
+            rows.extend(peers(real))
         if not a_try:
             print(f"wrote {write_result('attention_pruning', {**real.sets, 'rows': rows})}", flush=True)
 

@@ -1,11 +1,12 @@
 """Seconds of prune + repair in units of one forward pass over the same calibration images.
 
-    python benchmarks/prune_time.py
+    python benchmarks/prune_time.py [--quick]
 
 Both run in this process on decoded images, in turns: a pass, the stage, a pass. Weights do not matter for time: the
 models have random ones.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -25,11 +26,13 @@ from stages.source.options import SourceOptions
 from stages.vit.model import ViT
 
 CASES: tuple[tuple[str, int, dict[str, Any]], ...] = (
-    ("vit_tiny_patch16_224", 1024, {"keep": 0.75}),
-    ("vit_tiny_patch16_224", 1024, {"keep": 0.5}),
+    ("vit_tiny_patch16_224", 1024, {"keep": 0.75, "refine": 0}),
+    ("vit_tiny_patch16_224", 1024, {"keep": 0.5, "refine": 0}),
     ("vit_tiny_patch16_224", 1024, {"keep": 0.5, "repair": "parallel"}),
     ("vit_tiny_patch16_224", 1024, {"keep": 0.5, "refine": 1}),
-    ("vit_small_patch16_224", 256, {"keep": 0.75}),
+    ("vit_small_patch16_224", 256, {"keep": 0.75, "refine": 0}),
+    ("vit_base_patch16_224", 256, {"keep": 0.5, "refine": 0}),
+    ("vit_base_patch16_224", 256, {"keep": 0.5, "refine": 1}),
 )
 """timm name, calibration images, options"""
 REPEATS = 3
@@ -74,8 +77,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure every case and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="64 images each, to try the script; writes nothing")
+    quick = parser.parse_args().quick
     rows = []
-    for name, images, asked in CASES:
+    for name, images, asked in [(name, 64 if quick else images, asked) for name, images, asked in CASES]:
         options = PruneMlpOptions(images=None, **asked)
         found = measure(name, images, options)
         ratios = [prune / forward for prune, forward in zip(found["prune_s"], found["forward_s"], strict=True)]
@@ -85,13 +91,15 @@ def main() -> None:
             "method": options.method,
             "repair": options.repair,
             "keep": options.keep,
-            "refine": options.refine,
+            "refine": options.refine if options.asks_to_refine else 0,
             **{what: [round(one, 2) for one in values] for what, values in found.items()},
             "passes": [round(ratio, 2) for ratio in ratios],
             "passes_median": round(statistics.median(ratios), 2),
         }
         rows.append(row)
         print(f"{name:<22} {asked}: one pass {row['forward_s']} s, stage {row['prune_s']} s, {row['passes']} passes")
+    if quick:
+        return
     path = write_result("prune_time", {"torch_threads": torch.get_num_threads(), "batch": BATCH, "rows": rows})
     print(f"wrote {path}")
 

@@ -26,6 +26,7 @@ milliseconds.
 """
 SECTIONS: dict[str, tuple[str, Callable[[tables.Row], tables.Lines]]] = {
     "end_to_end": ("The whole job", tables.end_to_end),
+    "end_to_end_auto": ("The whole job, shapes chosen for a latency", tables.end_to_end),
     "allocation": ("Top-1 against latency, without training", tables.builds),
     "distillation": ("Top-1 at equal latency, after the same distillation", tables.builds),
     "mlp_pruning": ("MLPs", tables.mlp_pruning),
@@ -46,18 +47,22 @@ SECTIONS: dict[str, tuple[str, Callable[[tables.Row], tables.Lines]]] = {
 }
 
 
+COMMANDS = {"end_to_end_auto": "benchmarks/end_to_end.py --recipe recipes/vit_tiny_auto.yaml"}
+"""of sections that no script of the same name measures"""
+
+
 def page() -> str:
     """The page, from the result files that are there."""
     parts = [INTRODUCTION]
     for name, (title, render) in SECTIONS.items():
-        path = RESULTS / f"{name}.json"
+        path, command = RESULTS / f"{name}.json", COMMANDS.get(name, f"benchmarks/{name}.py")
         if not path.is_file():
-            parts.append(f"## {title}\n\nNot yet measured (`benchmarks/{name}.py`).\n")
+            parts.append(f"## {title}\n\nNot yet measured (`{command}`).\n")
             continue
         data = json.loads(path.read_text())
         conditions = data["conditions"]
         source = (
-            f"`benchmarks/{name}.py` → `benchmarks/results/{name}.json`, {conditions['measured_at'][:10]}, "
+            f"`{command}` → `benchmarks/results/{name}.json`, {conditions['measured_at'][:10]}, "
             f"{conditions['cores']} cores of {conditions['cpu']}."
         )
         parts.append("\n".join([f"## {title}", "", source, "", *render(data), ""]))

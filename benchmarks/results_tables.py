@@ -59,7 +59,21 @@ def sets(data: Row) -> str:
 def mlp_pruning(data: Row) -> Lines:
     """MLP widths."""
     text = sets(data) + FIGURES + "share of every MLP kept."
-    return [text, "", *grid(data["rows"], down=variant, across=lambda row: f"{row['keep']:.0%}", head="method")]
+    lines = [text, "", *grid(data["rows"], down=variant, across=lambda row: f"{row['keep']:.0%}", head="method")]
+    merged = [
+        [
+            variant(row),
+            f"{row['threshold']:g}",
+            f"{min(row['widths'])} to {max(row['widths'])}",
+            percent(row["top1"]),
+            percent(row["agreement"]),
+        ]
+        for row in data.get("thresholds", ())
+    ]
+    if merged:
+        head = ["merged until no two are more alike", "threshold", "widths found", "top-1 %", "agreement %"]
+        lines += ["", *table(head, merged)]
+    return lines
 
 
 def attention_pruning(data: Row) -> Lines:
@@ -207,8 +221,24 @@ def builds(data: Row) -> Lines:
 
 
 def end_to_end(data: Row) -> Lines:
-    """The real job."""
-    return [f"`vitrim build recipes/vit_tiny_imagenet.yaml`: {data['verdict']['sentence']}."]
+    """The real job, and what a search decided in it."""
+    recipe = data.get("recipe", "vit_tiny_imagenet.yaml")
+    lines = [f"`vitrim build recipes/{recipe}`: {data['verdict']['sentence']}."]
+    search = data.get("search")
+    if search is None:
+        return lines
+    before, after = (data["size"]["macs"][when] for when in ("before", "after"))
+    size = f", pictures of {search['size'][0]} x {search['size'][1]}" if search["size"] else ""
+    changed = sum(one["before"] != one["after"] for one in search["sublayers"])
+    how = "exactly" if search["exact"] else "with several limits at once"
+    timed = ", ".join(f"{one['measured']:.3f}" for one in search["rounds"])
+    lines += [
+        "",
+        f"Chosen for {search['precision']} {search['runtime']}{size}: {changed} of {len(search['sublayers'])} "
+        f"sublayers changed, {percent(after / before)} % of the multiply-accumulates are left; solved {how} in "
+        f"{search['solve_ms']:.0f} ms; whole models in rounds, over the unpruned one's time: {timed or 'none'}.",
+    ]
+    return lines
 
 
 def cpu_peers(data: Row) -> Lines:

@@ -7,3 +7,5 @@ for script in mlp_pruning attention_pruning width_pruning attention_removal toke
     echo "== $script"
     "$python" "benchmarks/$script.py"
 done
+echo "== end_to_end, vit_tiny_auto"
+"$python" benchmarks/end_to_end.py --recipe recipes/vit_tiny_auto.yaml

@@ -82,6 +82,7 @@ def _write(
             "provenance": {
                 **({"engine_key": engine.manifest.key} if engine else {}),
                 "graph_key": graph.manifest.key,
+                **{name: card[name] for name in ("recipe_digest", "versions") if card.get(name)},
             },
             **card,
         },
@@ -112,4 +113,5 @@ def _card(report: "Report") -> dict[str, Any]:
         "size": report.size.model_dump(mode="json"),
         "steps": [{"name": row.name, "key": row.key} for row in report.stages],
         "recipe_digest": report.reproduce.get("recipe_digest"),
+        "versions": report.versions,
     }

@@ -1,7 +1,7 @@
 """Keys: a digest of everything that decides a step's result, computed without running anything."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,8 @@ def step_key(
 ) -> str:
     """Return the key of one step: 64 hex digits.
 
-    images: fingerprint of each role that the stage reads. device: fingerprint of the device for a target-bound stage.
+    images: fingerprint of each role that the stage reads; others do not matter. device: fingerprint of the device for
+    a target-bound stage.
     A default that is written out gives the same key; so does another path to a file with the same content.
     """
     read = {purpose: content_digest(path) for purpose, path in stage.reads(options).items()}
@@ -38,13 +39,19 @@ def step_key(
             },
             "reads": read,
             "input": input_key,
-            "images": {role.value: images[role] for role in stage.roles(options)},
+            "images": {role.value: images[role] for role in roles_of(stage, options, images)},
             "seed": seed,
             "tools": tool_versions(stage.tools),
             "code": code_digest((f"stages/{stage.name}", *stage.code)),
             "device": device if stage.target_bound else None,
         }
     )
+
+
+def roles_of(stage: Stage[Any], options: Record, there: Collection[Role]) -> tuple[Role, ...]:
+    """Return the images that a stage reads: those it needs, and those it also reads as far as they are there."""
+    needed = stage.roles(options)
+    return (*needed, *(role for role in stage.also_reads(options) if role in there and role not in needed))
 
 
 def tool_versions(distributions: tuple[str, ...]) -> dict[str, str]:

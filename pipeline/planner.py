@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.keys import step_key
+from pipeline.keys import roles_of, step_key
 from stages.artifact import Format
 from stages.catalog import get_stage
 from stages.source_onnx.options import OnnxSourceOptions
@@ -66,7 +66,7 @@ class Planner:
     ) -> PlannedStep:
         """Plan one stage after another step; refuses when it needs images that the recipe does not name."""
         stage = get_stage(name)
-        roles = stage.roles(options)
+        roles = roles_of(stage, options, self.images)
         for role in roles:
             if role not in self.images:
                 raise InputError(

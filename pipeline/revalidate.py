@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pipeline.answers import Tell, engine_answers
+from pipeline.compare.entry import ON_CPU
 from pipeline.ondevice import SAME, SWEPT, read_bundle
 from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.compose import figures
@@ -62,6 +63,9 @@ def revalidate(
         "files": "complete",
         "runtime": manifest["runtime"],
         "precision": manifest["precision"],
+        "engine_sha256": manifest["engine_sha256"],
+        "machine": _machine(manifest["runtime"]),
+        "level": level,
     }
     source = _source(recipe, images, labels)
     with TemporaryDirectory(prefix="vitrim-validate-") as folder:
@@ -87,6 +91,15 @@ def revalidate(
         if evaluate is not None:
             told |= _accuracy(bundle, preprocess, evaluate, Path(folder))
     return told
+
+
+def _machine(runtime: str) -> str:
+    """Processor, and the GPUs where the runtime uses one: what times of two machines are told apart by."""
+    from targets.facts import probe
+
+    facts = probe()
+    gpus = [] if runtime in ON_CPU else [str(one["name"]) for one in facts["gpus"]]
+    return ", ".join(filter(None, [str(facts["cpu_model"]), *gpus]))
 
 
 def revalidate_on_device(
@@ -237,7 +250,8 @@ def _open_loop(
 
 def _accuracy(bundle: Path, preprocess: Preprocess, images: ImageSet, folder: Path) -> dict[str, Any]:
     answers = engine_answers(bundle / "engine", Pixels.of(images, preprocess, folder), tell=lambda message, share: None)
+    told = {"images": len(images), "images_digest": images.fingerprint}
     if images.labels is None:
-        return {"images": len(images), "accuracy": "not measured: the images have no labels"}
+        return {**told, "accuracy": "not measured: the images have no labels"}
     check_labels(images, answers.shape[1])
-    return {"images": len(images), "top1": round(float((answers.argmax(axis=1) == images.labels).mean()), 4)}
+    return {**told, "top1": round(float((answers.argmax(axis=1) == images.labels).mean()), 4)}

@@ -24,12 +24,15 @@ def bring_candidates(
         if step.key in shared:
             runner.bring(step)
     failed: dict[str, Exception] = {}
+    broken: dict[str, Exception] = {}
     for name, steps in needs.items():
         try:
             for step in steps:
+                if step.key in broken:  # another candidate needed it: what took minutes to fail is not tried again
+                    raise broken[step.key]
                 runner.bring(step)
         except (InputError, StageError, WorkerError) as error:
-            failed[name] = error
+            failed[name] = broken[step.key] = error
             if len(failed) == len(needs):
                 raise next(iter(failed.values())) from None
             told = f"candidate {name} is out: {error}"

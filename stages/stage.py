@@ -78,6 +78,8 @@ class Stage(Generic[OptionsT]):
     run: Callable[[OptionsT, StageContext], StageResult]
     roles: Callable[[OptionsT], tuple[Role, ...]] = lambda options: ()
     """the images it reads, given its options"""
+    also_reads: Callable[[OptionsT], tuple[Role, ...]] = lambda options: ()
+    """images it reads besides, where the recipe names some"""
     reads: Callable[[OptionsT], Mapping[str, Path]] = lambda options: {}
     """files named by the options, whose content decides the result: {purpose: path}"""
     reshape: "Callable[[OptionsT, ViTSpec], ViTSpec] | None" = None

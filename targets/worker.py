@@ -182,6 +182,13 @@ class Worker:
         told = self._ask("build", runtime=runtime, model=_absolute(model), output=_absolute(output), options=options)
         return told["engine"], told["seconds"]
 
+    def check_fit(self, folder: Path) -> None:
+        """Raise InputError where the engine.json of a folder is for another machine or runtime than the worker's.
+
+        Raises WorkerError where its runtime cannot be used here.
+        """
+        self._ask("check_fit", path=_absolute(folder))
+
     def misfit(self, path: Path) -> str | None:
         """Why an engine's folder cannot be loaded on this machine; None where nothing is in the way."""
         told: str | None = self._ask("misfit", path=_absolute(path))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import build, devices, inspect, nightly, store, targets
+from pipeline.cli import build, devices, inspect, nightly, package, store, targets
 from targets.errors import VitrimError
 
 INTERRUPTED = 130
@@ -43,6 +43,7 @@ def _options(
 
 build.register(app)
 inspect.register(app)
+package.register(app)
 app.add_typer(targets.app, name="targets")
 app.add_typer(devices.app, name="devices")
 app.add_typer(store.app, name="store")

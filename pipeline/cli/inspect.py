@@ -108,6 +108,52 @@ def report(
             typer.echo(f"pages: {path.parent / 'report.html'}")
 
 
+def compare(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Reports, folders with them, or what `validate --json` printed.", metavar="A B..."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write a page: .html or .md.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare finished results with the first of them.
+
+    A difference counts only where the 95 % intervals lie apart; other images or machines are named, not ranked.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.compare import pages
+    from pipeline.compare.entry import read_entries
+    from pipeline.compare.judge import compare as judge
+
+    entries = read_entries(results)
+    comparisons = judge(entries)
+    if output is not None:
+        pages.write_page(output, entries, comparisons)
+    if as_json:
+        typer.echo(json.dumps(pages.as_json(entries, comparisons), indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for head in pages.HEADS:
+        table.add_column(head, overflow="fold")
+    for row in pages.rows(entries):
+        table.add_row(*(Text(f"{value}\n{note}".rstrip()) for value, note in row))
+    told = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    told.add_column(no_wrap=True)
+    told.add_column(overflow="fold")
+    for name, words in pages.sentences(comparisons):
+        told.add_row(Text(name), Text(words))
+    console = Console()
+    console.print(table)
+    console.print(told)
+    console.print(Text(pages.NOTE), style="dim")
+
+
 def _report_files(folder: Path) -> list[Path]:
     from targets.errors import InputError
 
@@ -126,3 +172,4 @@ def register(app: typer.Typer) -> None:
     app.command()(stages)
     app.command()(doctor)
     app.command()(report)
+    app.command()(compare)

@@ -9,6 +9,7 @@ from pipeline.floors import floor_on
 from pipeline.plan import AwayPlan
 from pipeline.report.proof import broken, never_ran, proof_away, proof_here, proof_of_layers, told_layers, told_noise
 from pipeline.report.record import (
+    Accuracy,
     BlockRow,
     ByRole,
     CandidateRow,
@@ -30,6 +31,8 @@ from stages.graph.described import (
     parts_of,
     read_described,
 )
+from stages.stage import Role
+from targets.bundle.reproduce import timing_commands
 from targets.errors import StageError
 
 if TYPE_CHECKING:
@@ -76,6 +79,7 @@ def compose(built: Built) -> Report:
     from pipeline.verdict import judge
 
     validation, target, winner = built.validation, built.target, built.winner
+    accuracy = _accuracy(built)
     measure = built.plan.recipe.measure
     latencies = {int(batch): latency(one, batch=int(batch)) for batch, one in validation.latencies.items()}
     judged = latencies.pop(winner.batch, None)
@@ -88,6 +92,7 @@ def compose(built: Built) -> Report:
     summary = _summary(built)
     memory = _memory(comparison) if comparison else None
     proof = _proof(built, judged)
+    latency_commands = timing_commands(built.engine_facts)
     return Report(
         name=built.plan.recipe.name,
         created_at=datetime.now(UTC),
@@ -106,7 +111,7 @@ def compose(built: Built) -> Report:
             never_ran=never_ran(proof),
             broken=(*proof.broken, *filter(None, [implausible(validation.accuracy, measure.known_accuracy)])),
         ),
-        accuracy=validation.accuracy,
+        accuracy=accuracy,
         latency_ms=judged,
         other_batches=tuple(latencies[batch] for batch in sorted(latencies)),
         throughput_ips=_throughputs(judged) if judged else None,
@@ -128,8 +133,15 @@ def compose(built: Built) -> Report:
             "recipe": built.recipe_text,
             "recipe_digest": built.plan.recipe.digest(),
             **({"engine_sha256": comparison.measurements["engine"].engine_sha256} if comparison else {}),
+            **({"latency": latency_commands} if latency_commands else {}),
         },
     )
+
+
+def _accuracy(built: Built) -> Accuracy | None:
+    """With the images it was read on, which a validation knows by its key alone."""
+    found, images = built.validation.accuracy, built.plan.images.get(Role.EVALUATE)
+    return found.replace(images_digest=images.fingerprint) if found and images else found
 
 
 def _summary(built: Built) -> TargetSummary:

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.report.record import Report
+from pipeline.report.record import Report, migrated
 from targets.atomic import write_atomic
 from targets.errors import InputError
 
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 FORMAT = str(Report.model_fields["format"].default)
+_NEWEST = int(FORMAT.partition("/")[2])
 _MOST_PROBLEMS = 3
 
 
@@ -55,9 +56,9 @@ def read_report(path: Path) -> Report:
         raise InputError(f"cannot read the report {str(file)!r}: {error.strerror or error}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"report {str(file)!r} is not JSON: {error}") from error
-    _check_format(file, data)
+    version = _version(file, data)
     try:
-        return Report.model_validate(data)
+        return Report.model_validate(data if version == _NEWEST else migrated(data, version))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         more = f" and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
@@ -66,14 +67,15 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
-def _check_format(file: Path, data: Any) -> None:
-    """Refuse other people's JSON and reports of a version that is not known here."""
+def _version(file: Path, data: Any) -> int:
+    """The version of a report; refuses other people's JSON and versions that are not known here."""
     found = data.get("format") if isinstance(data, dict) else None
-    if found == FORMAT:
-        return
-    family, _, version = FORMAT.partition("/")
+    family, _, _ = FORMAT.partition("/")
     told = reprlib.repr(found)
     if isinstance(found, str) and (match := re.fullmatch(rf"{re.escape(family)}/(\d{{1,9}})", found)):
-        advice = "update vitrim" if int(match[1]) > int(version) else "build it again"
+        version = int(match[1])
+        if 1 <= version <= _NEWEST:
+            return version
+        advice = "update vitrim" if version > _NEWEST else "build it again"
         raise InputError(f"report {str(file)!r} has format {told}, this vitrim reads {FORMAT!r}; {advice}")
     raise InputError(f"{str(file)!r} is no vitrim report: its format is {told}, expected {FORMAT!r}")

@@ -66,8 +66,14 @@ def to_html(report: Report) -> str:
         parity=tables.parity_rows(report),
         proof=tables.proof_lists(report),
         conditions=_conditions(report),
-        reproduce=[(key, value) for key, value in report.reproduce.items() if key not in ("command", "recipe")],
+        reproduce=[(key, value) for key, value in report.reproduce.items() if key not in tables.BLOCKS],
     )  # fmt: skip
+
+
+def page(template: str, **shown: Any) -> str:
+    """Draw another page in the same style, under the same rules: nothing is loaded, nothing runs."""
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    return _environment().get_template(template).render(style=Markup(style), policy=_policy(style), **shown)
 
 
 @cache

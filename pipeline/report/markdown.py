@@ -182,11 +182,16 @@ def _reproduce(report: Report) -> list[str]:
         parts.append(f"Versions: {versions}.")
     if report.reused:
         parts.append(f"Taken over from an earlier build of the same engine: {_text(', '.join(report.reused))}.")
-    digests = [(key, value) for key, value in report.reproduce.items() if key not in ("command", "recipe")]
+    digests = [(key, value) for key, value in report.reproduce.items() if key not in tables.BLOCKS]
     if digests:
         parts.append(_facts(digests))
     if report.reproduce.get("command"):
         parts.append(_block(report.reproduce["command"]))
+    if report.reproduce.get("latency"):
+        parts += [
+            "Latency, with the runtime's own tool, from the bundle's folder:",
+            _block(report.reproduce["latency"]),
+        ]
     if report.reproduce.get("recipe"):
         parts.append(f"<details><summary>The recipe</summary>\n\n{_block(report.reproduce['recipe'])}\n\n</details>")
     return ["## How to reproduce", *parts] if parts else []

@@ -76,6 +76,8 @@ class Accuracy(Record):
     """mean cosine of the features, for models without a head"""
     proxy: str = ""
     """what answered in the engine's place, where that cannot run here; then no budget of accuracy is judged"""
+    images_digest: str = ""
+    """of content and label of every image: equal where two reports judge the same images; empty where not known"""
 
 
 class LatencyFigures(Record):
@@ -254,7 +256,7 @@ class OperatorTime(Record):
 class Report(Record):
     """Everything needed to judge a build and to redraw its pages."""
 
-    format: Literal["vitrim.report/1"] = "vitrim.report/1"
+    format: Literal["vitrim.report/2"] = "vitrim.report/2"
     name: str
     created_at: datetime
     model: str
@@ -284,4 +286,14 @@ class Report(Record):
     reused: tuple[str, ...] = ()
     """checks taken over from an earlier build of the same engine in the same conditions"""
     reproduce: dict[str, str] = {}
-    """command, recipe (YAML text), recipe_digest, engine_sha256"""
+    """command, recipe (YAML text), recipe_digest, engine_sha256, latency (commands of the runtime's own tool)"""
+
+
+def migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
+    """A record of an older version as this one reads it; what it did not say yet has its default.
+
+    1: reports did not say which images were judged (accuracy.images_digest).
+    """
+    if version == 1:
+        return {**data, "format": Report.model_fields["format"].default}
+    raise ValueError(f"no version {version} was ever written")

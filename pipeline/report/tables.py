@@ -8,6 +8,8 @@ from pipeline.report.record import Change, Latency, Report, StageRow
 NO_ACCURACY = "the recipe names no images to evaluate on"
 NO_LATENCY = "no engine was timed"
 NO_MEMORY = "the platform reported none"
+BLOCKS = ("command", "recipe", "latency")
+"""what of `reproduce` is shown as lines of their own"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,10 @@ def sentence(decision: Decision) -> str:
     same = at_same_latency(decision)
     if same is not None:
         text += f". The same share of every sublayer, at that latency: {loss(same)}"
-    return f"{text}. Solved exactly in {figures.significant(max(decision.solve_ms, 0.1), 2)} ms."
+    spent = f"{figures.significant(max(decision.solve_ms, 0.1), 2)} ms"
+    if decision.exact or len(decision.limits) == 1:
+        return f"{text}. Solved exactly in {spent}."
+    return f"{text}. Found in {spent} by weighing several limits at once: a good choice, not proven the best."
 
 
 def _scaled(decision: Decision) -> list[str]:

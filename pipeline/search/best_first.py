@@ -63,6 +63,7 @@ class Pursuit:
             # Nothing keeps the limits: the fastest is priced, to say how far it would have come.
             self._push(queue, 0.0, min(glimpses, key=lambda one: one.ratio or 1.0))
         most, turns = self.priced, self.priced + 1
+        replaced: list[Tried] = []
         while queue:
             promise, _, item = heapq.heappop(queue)
             if self.least is not None and promise >= self.least:
@@ -73,7 +74,7 @@ class Pursuit:
                 if found is not None:
                     self.reached.append(found)
                 glimpse = self.whole.get(id(item))
-                if glimpse is not None and not (found and found.kept):
+                if glimpse is not None and turns > 0 and not (found and found.kept):
                     # With nothing pruned it is a little too slow after all: prices say what little has to go.
                     self._push(queue, glimpse.promise, replace(glimpse, fits=False))
             elif item.fits or most:
@@ -83,15 +84,23 @@ class Pursuit:
                 if item.fits:
                     self.whole |= {id(one): item for one in priced}
                 else:  # its prices stand in the place of what was taken whole
-                    before = [key for key, one in self.whole.items() if one.model is item.model]
-                    self.tried = [one for one in self.tried if id(one) not in before]
+                    replaced += [one for one in self.tried if self._is_of(one, item)]
                 self._add(queue, priced)
-        return min(self.reached, key=lambda one: (not one.kept, one.loss), default=None)
+        standing = [one for one in self.reached if not _among(one.ground, replaced)]
+        best = min(standing or self.reached, key=lambda one: (not one.kept, one.loss), default=None)
+        chosen = [] if best is None else [best.ground]
+        self.tried = [one for one in self.tried if _among(one, chosen) or not _among(one, replaced)]
+        return best
 
     @property
     def least(self) -> float | None:
         """Least loss that is known to keep the limits."""
         return min((one.loss for one in self.reached if one.kept), default=None)
+
+    def _is_of(self, ground: Tried, item: Glimpse) -> bool:
+        """Whether a ground is what was looked at, taken whole."""
+        whole = self.whole.get(id(ground))
+        return whole is not None and whole.model is item.model
 
     def _add(self, queue: list[Waiting], grounds: Sequence[Tried]) -> None:
         for one in grounds:
@@ -101,3 +110,7 @@ class Pursuit:
     def _push(self, queue: list[Waiting], promise: float | None, item: Tried | Glimpse) -> None:
         if promise is not None:
             heapq.heappush(queue, (promise, next(self.order), item))
+
+
+def _among(ground: Tried, others: Sequence[Tried]) -> bool:
+    return any(ground is one for one in others)

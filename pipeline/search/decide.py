@@ -1,12 +1,13 @@
 """Which shape each block gets: the least loss within the budget, from prices and costs. Pure; milliseconds.
 
-One group per sublayer, one option per shape. With one limit the multiple-choice knapsack is exact. With several (say
-latency and parameters) the limits are joined into one, weighted (a surrogate constraint, Glover 1975), and the weights
-moved towards what is violated until all hold; the best selection that holds all is taken.
+One group per sublayer, one option per shape. With one limit the multiple-choice knapsack is exact; so it is with
+several (say latency and parameters) where the best choice for one of them keeps the others, too. Else the limits are
+joined into one, weighted (a surrogate constraint, Glover 1975), and the weights moved towards what is violated until
+all hold; the best selection that holds all is taken, which need not be the best there is.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class Allocation:
     """sum of the losses offered"""
     costs: Mapping[str, float]
     """by limit, without what no shape changes"""
+    exact: bool = True
+    """whether no other choice within the limits loses less, up to the rounding of costs (`knapsack.UNITS`)"""
 
 
 class Allocator:
@@ -67,10 +70,15 @@ class Allocator:
         binding = [name for name in rooms if name not in loose]
         if not binding:
             return self._allocation([len(group.shapes) - 1 for group in self.groups])
-        if len(binding) == 1:
-            found = self._knapsack({binding[0]: 1.0}).solve(rooms[binding[0]])
-            return self._allocation(found.picks) if found else None
-        return self._surrogate({name: rooms[name] for name in binding})
+        for name in binding:
+            found = self._knapsack({name: 1.0}).solve(rooms[name])
+            if found is None:
+                return None
+            one = self._allocation(found.picks)
+            if all(one.costs[other] <= rooms[other] * (1 + 1e-9) for other in binding if other != name):
+                return one
+        joined = self._surrogate({name: rooms[name] for name in binding})
+        return None if joined is None else replace(joined, exact=False)
 
     def frontier(self, name: str, *, points: int = 60) -> tuple[Allocation, ...]:
         """Return the whole trade between one total and the loss, from the cheapest to the unpruned model."""

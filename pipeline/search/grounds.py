@@ -69,7 +69,7 @@ class Tried:
     first: Allocation | None = None
     """the choice before any round"""
     solve_ms: float = 0.0
-    """time of one exact solution"""
+    """time of one solution"""
     priced: bool = True
     """False: taken whole, without prices of its own"""
 

@@ -92,6 +92,8 @@ class Decision(Record):
     """of the input, where it is another one than the source's"""
     width: int | None = None
     """of the residual stream, where it is narrowed"""
+    width_method: Literal["rotate", "energy", "snp"] = "rotate"
+    """of prune_width, where the stream is narrowed"""
     merge: tuple[int, ...] = ()
     """tokens merged in each block, where some are"""
     loss: float
@@ -105,8 +107,10 @@ class Decision(Record):
     uniform: tuple[ParetoPoint, ...] = ()
     """the same share of every sublayer, by the same prices: what allocation is worth"""
     table: LatencyTable
+    exact: bool = False
+    """whether no other choice loses less by these prices; with several limits that bind it is only a good one"""
     solve_ms: float = Field(ge=0)
-    """time of one exact solution"""
+    """time of one solution"""
 
 
 def spelled(merge: Sequence[int]) -> str:

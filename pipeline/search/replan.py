@@ -45,7 +45,7 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, names: Container[
         if decision.size is not None:
             steps.append(_step("resize_input", size=decision.size))
         if decision.width is not None:
-            steps.append(_step("prune_width", width=decision.width))
+            steps.append(_step("prune_width", width=decision.width, method=decision.width_method))
         steps.append(step.model_copy(update={"options": step.options.replace(blocks=decision.shapes)}))
         if decision.merge:
             steps.append(_step("merge_tokens", counts=decision.merge))

@@ -19,6 +19,7 @@ from pipeline.search.probes import measuring_code
 from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision
 from pipeline.search.workbench import Check, Tell, Workbench, named
 from stages.prune.options import BlockShape, PruneOptions
+from stages.prune_width.options import method_for
 from stages.vit.counts import count_macs
 from stages.vit.spec import SPEC_FILE, ViTSpec
 from targets.errors import InputError
@@ -91,7 +92,8 @@ class Search:
         if size is not None:
             model = self.bench.planned(model, "resize_input", f"read pictures of {size} pixels", size=size)
         if width is not None:
-            model = self.bench.planned(model, "prune_width", f"narrow the stream to {width:g}", keep=width)
+            how = method_for(self.bench.spec)
+            model = self.bench.planned(model, "prune_width", f"narrow the stream to {width:g}", keep=width, method=how)
         return model
 
     def _start(self, model: PlannedStep, spec: ViTSpec, check: Check) -> Start:
@@ -220,6 +222,7 @@ class Search:
             shapes=best.shapes,
             size=_size(spec) if _size(spec) != _size(self.bench.spec) else None,
             width=spec.width if spec.width != self.bench.spec.width else None,
+            width_method=method_for(self.bench.spec),
             merge=ground.tokens.merge if ground.tokens else (),
             loss=reached.loss,
             grounds=grounds,
@@ -228,6 +231,7 @@ class Search:
             pareto=tuple(map(point, shown.allocator.frontier("latency"))),
             uniform=tuple(map(point, shown.allocator.uniform())),
             table=ground.start.table,
+            exact=best.exact,
             solve_ms=max(unchanged.solve_ms, ground.solve_ms),
         )
 

@@ -15,7 +15,7 @@ from stages.distill.stage import DistillOptions
 from stages.distill.teacher import StrongerTeacher, comparable, load_teacher, resizing
 from stages.training.augment import Augmentation
 from stages.training.logs import LogTo
-from stages.training.loop import Tell, Training, train
+from stages.training.loop import EVALUATIONS, Tell, Training, train
 from stages.training.memory import recompute_blocks
 from stages.training.options import ASIDE
 from stages.training.pictures import PlainBatches, TrainingImages, without_held_out
@@ -32,6 +32,9 @@ from targets.preprocess import Preprocess
 
 ENERGY_IMAGES = 128
 """enough that the class token's energy is known within about 2 %"""
+LEAST_JUDGED, JUDGED_SHARE = 256, 8
+"""images of select that are looked at: at most this share of the images seen, 1 / 8, but not fewer than that"""
+FEWEST_LOOKS = 4
 
 
 def distill_model(
@@ -71,8 +74,10 @@ def distill_model(
     if options.recompute:
         recompute_blocks(student.model)
     shown, held_out = images, None
-    if options.stop_when_flat:
-        shown, held_out = without_held_out(images, seed=seed) if options.held_out == "train" else (images, select)
+    if options.judged_on == "train":
+        shown, held_out = without_held_out(images, seed=seed)
+    elif options.judged_on == "select" and select is not None:
+        held_out = select.first_by_content(max(LEAST_JUDGED, options.images_seen // JUDGED_SHARE))
     augmentation = Augmentation(crop_scale=options.crop_scale, crop_ratio=options.crop_ratio, flip=options.flip)
     drawn = drawn_at(spec, teacher_spec if options.teacher is None else None)
     data = TrainingImages(
@@ -85,11 +90,14 @@ def distill_model(
         steps=steps,
         lr=options.lr,
         weight_decay=options.weight_decay,
+        weight_decay_end=options.weight_decay_end,
+        betas=options.betas,
         warmup_share=options.warmup_share,
         clip=options.clip,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
         settle_steps=dilution.steps if dilution else 0,
+        evaluations=looks(options.images_seen, 0 if held_out is None else len(held_out)),
         precision=precision,
         sharded=options.sharded,
     )
@@ -127,7 +135,7 @@ def distill_model(
             _teacher_digest(options, teacher_folder),
         ],
         held_out=None if held_out is None else PlainBatches(held_out, drawn, options.batch_size),
-        judge=loss.judge if options.held_out == "select" else None,
+        judge=loss.judge if options.judged_on == "select" else None,
         tell=lambda message, share: tell(f"distilling: {message}", share),
     )
     state = whole_state(student.model)
@@ -144,6 +152,16 @@ def distill_model(
         "teacher_feature_energy": energies,
         **({"faded_out": fading, "dilution_steps": dilution.steps} if dilution else {}),
     }
+
+
+def looks(images_seen: int, judged: int) -> int:
+    """Return how often held-out images are looked at: their passes are at most a quarter of those of the training.
+
+    An image that is trained on costs four passes, the teacher's and three of the student; one looked at costs two.
+    """
+    if not judged:
+        return EVALUATIONS
+    return min(EVALUATIONS, max(FEWEST_LOOKS, images_seen // (2 * judged)))
 
 
 def check_models(student: ViTSpec, teacher: ViTSpec) -> None:
@@ -182,7 +200,7 @@ def check_compared(options: DistillOptions, student: ViTSpec, taught: Sequence[s
                 "leave block_features empty, or give another teacher"
             )
         compared.append(f"{BLOCK}{index}")
-    judges = options.stop_when_flat and options.held_out == "select"
+    judges = options.judged_on == "select"
     if not compared and (judges or not options.labels_weight):
         raise InputError(
             "this teacher has nothing that fits the model: neither classes nor class token nor patches; "

@@ -55,6 +55,12 @@ class DistillOptions(Record):
     batch_size: Count = 32
     lr: Positive = Field(default=3e-4, description="peak learning rate of AdamW")
     weight_decay: Weight = 0.0
+    weight_decay_end: Positive | None = Field(
+        default=None, description="the decay moves there from weight_decay on half a cosine; null: it stays"
+    )
+    betas: tuple[ShareBelowOne, ShareBelowOne] = Field(
+        default=(0.9, 0.999), description="of AdamW: how long gradients and their squares are remembered"
+    )
     warmup_share: ShareBelowOne = Field(default=0.05, description="share of the steps in which the learning rate rises")
     clip: Positive | None = Field(default=1.0, description="limit of the gradient's norm; null: none")
     accumulate: Count = Field(default=1, description="cut each batch into so many parts, to save memory")
@@ -73,11 +79,14 @@ class DistillOptions(Record):
     sharded: bool = Field(
         default=False, description="several processes keep a part of each weight, for models too large for one GPU"
     )
-    stop_when_flat: bool = Field(
-        default=False, description="look at images held out, stop when they no longer gain, keep the best weights"
+    stop_when_flat: Literal["auto"] | bool = Field(
+        default="auto",
+        description="look at images held out, stop when they no longer gain, keep the best weights; auto: where there "
+        "are images for select and no labels are learnt",
     )
     held_out: Literal["train", "select"] = Field(
-        default="train", description="of stop_when_flat: the loss on 5 % of train, or how the answers differ on select"
+        default="train",
+        description="of stop_when_flat: true: the loss on 5 % of train, or how the answers differ on select",
     )
     block_features: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), description="blocks behind which the residual streams are compared, too, counted from 0"
@@ -93,9 +102,22 @@ class DistillOptions(Record):
     log: LogKind = Field(default="none", description="write losses as they come, for TensorBoard or MLflow")
     log_folder: Path | None = Field(default=None, description="where; MLflow without it: to MLFLOW_TRACKING_URI")
 
+    @property
+    def judged_on(self) -> Literal["train", "select"] | None:
+        """Images that say when it is enough; those of select only where there are any, if `auto` asks for them."""
+        if self.stop_when_flat == "auto":
+            return None if self.labels_weight else "select"
+        return self.held_out if self.stop_when_flat else None
+
     @model_validator(mode="after")
     def _can_log(self) -> Self:
         check_log(self.log, self.log_folder)
+        return self
+
+    @model_validator(mode="after")
+    def _decays_from_somewhere(self) -> Self:
+        if self.weight_decay_end is not None and not self.weight_decay:
+            raise ValueError("weight_decay_end goes with a weight_decay above 0, from which the decay moves there")
         return self
 
 
@@ -123,8 +145,13 @@ def reshaped(options: DistillOptions, spec: ViTSpec) -> ViTSpec:
 
 
 def roles_read(options: DistillOptions) -> tuple[Role, ...]:
-    """Return train, and select where it says when to stop."""
-    return (Role.TRAIN, *((Role.SELECT,) if options.stop_when_flat and options.held_out == "select" else ()))
+    """Return train, and select where it is asked to say when to stop."""
+    return (Role.TRAIN, *((Role.SELECT,) if options.stop_when_flat is True and options.held_out == "select" else ()))
+
+
+def roles_read_if_there(options: DistillOptions) -> tuple[Role, ...]:
+    """Return select where it says when to stop if there is any."""
+    return (Role.SELECT,) if options.stop_when_flat == "auto" and options.judged_on else ()
 
 
 def files_read(options: DistillOptions) -> Mapping[str, Path]:
@@ -145,6 +172,7 @@ STAGE = Stage(
     run=distill,
     reshape=reshaped,
     roles=roles_read,
+    also_reads=roles_read_if_there,
     reads=files_read,
     distributed=True,
     aside=ASIDE,

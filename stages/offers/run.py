@@ -16,6 +16,7 @@ from stages.offers.attention import attention_offers
 from stages.offers.mlp import mlp_offers
 from stages.offers.options import OffersOptions
 from stages.offers.record import OFFERS_FILE, MergeOffer, Offers, Sublayer
+from stages.vit.enough import refuse_few
 from stages.vit.files import build_empty, load_model, load_spec
 from stages.vit.model import Block, ViT
 from stages.vit.spec import ViTSpec
@@ -43,6 +44,7 @@ def offers_of_folder(
     """Write offers.json and return the facts."""
     started = perf_counter()
     spec, device = load_spec(model_folder), "cuda" if torch.cuda.is_available() else "cpu"
+    _refuse_few(fit, spec, options)
     model = load_model(model_folder).to(device)
     judged = _embed(model, select, options.select_images)
     base = 0.0
@@ -59,6 +61,16 @@ def offers_of_folder(
         "images": offers.images,
         "seconds": round(perf_counter() - started, 3),
     }
+
+
+def _refuse_few(fit: "ImageSet", spec: ViTSpec, options: OffersOptions) -> None:
+    """Raise InputError, before any work, where the images have fewer tokens than a layer to be priced has inputs."""
+    images = min(len(fit), options.fit_images)
+    if options.mlp:
+        refuse_few(images, spec, max((one.mlp_width for one in spec.blocks if one.mlp), default=0), "neurons")
+    if options.attention:
+        inputs = max((one.heads * one.d_v for one in spec.blocks if one.attention == "on"), default=0)
+        refuse_few(images, spec, inputs, "inputs of proj")
 
 
 @torch.no_grad()

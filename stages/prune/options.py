@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from stages.prune_attention.options import AttentionShape, PruneAttentionOptions, check_shape
 from stages.prune_attention.options import Method as AttentionMethod
 from stages.prune_mlp.options import Method as MlpMethod
-from stages.prune_mlp.options import PruneMlpOptions
+from stages.prune_mlp.options import PruneMlpOptions, Refine
+from stages.prune_width.options import PruneWidthOptions, method_for
+from stages.prune_width.options import reshaped as narrowed
 from stages.resize_input.options import ResizeInputOptions
 from stages.resize_input.options import reshaped as resized
 from stages.vit.spec import BlockSpec, ViTSpec
@@ -91,8 +93,9 @@ class PruneOptions(Record):
         default=0.7, ge=0, le=1, description="share of the error of what came before that an MLP is to take back"
     )
     attention_take_back: float = Field(default=0.3, ge=0, le=1, description="the same of an attention")
-    refine: int = Field(
-        default=0, ge=0, description="passes over the images in which each MLP that was cut is trained by itself"
+    refine: Refine = Field(
+        default="auto",
+        description="passes over the images in which each MLP that was cut is trained by itself; auto: as in prune_mlp",
     )
     refine_lr: float = Field(default=3e-3, gt=0, description="peak learning rate of Adam in these passes")
     images: int | None = Field(default=1024, gt=0, description="at most so many of the images of fit; null: all")
@@ -141,6 +144,8 @@ def reshaped(options: PruneOptions, spec: ViTSpec) -> ViTSpec:
     if options.blocks == "auto":
         for size in options.search.sizes:
             resized(ResizeInputOptions(size=(size, size)), spec)  # refuses what cannot be tried
+        for keep in options.search.widths:
+            narrowed(PruneWidthOptions(keep=keep, method=method_for(spec)), spec)
         return spec
     shapes = shapes_asked(options, spec)
     after = with_shapes(spec, shapes)

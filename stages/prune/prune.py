@@ -1,6 +1,7 @@
 """Prune attention and MLPs of every block to shapes of their own, in one sweep."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
@@ -19,11 +20,16 @@ from stages.prune.options import (
     reshaped,
     shapes_asked,
 )
-from stages.prune_attention.options import AttentionShape
+from stages.prune_attention.options import AttentionShape, inputs_described
 from stages.prune_attention.options import refuse_impossible as refuse_attention
+from stages.prune_attention.prune import few_tokens as few_for_attention
 from stages.prune_attention.prune import prune_block as prune_attention
+from stages.prune_mlp.options import neurons_described
 from stages.prune_mlp.options import refuse_impossible as refuse_mlp
+from stages.prune_mlp.prune import few_tokens as few_for_mlps
 from stages.prune_mlp.prune import prune_block as prune_mlp
+from stages.prune_mlp.prune import redundancy
+from stages.vit.enough import refuse_few
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.last_layer import add_before, give_biases
 from stages.vit.model import ViT
@@ -36,6 +42,8 @@ if TYPE_CHECKING:
 
     from stages.data.images import ImageSet
 
+log = logging.getLogger("vitrim.prune")
+
 BATCH = 32
 Tell = Callable[[str, float | None], None]
 
@@ -47,15 +55,17 @@ def prune_folder(
     output: Path,
     scratch: Path,
     images: "ImageSet",
+    seed: int,
     tell: Tell,
 ) -> dict[str, Any]:
     """Prune a model folder into another one and return the facts."""
     started = perf_counter()
     spec = load_spec(model_folder)
-    shapes_asked(options, spec)
+    chosen = images.first_by_content(options.images)
+    _refuse_few(len(chosen), spec, options, shapes_asked(options, spec))
     model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    batches = images.first_by_content(options.images).batches(spec.preprocess, BATCH)
-    pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, tell=tell)
+    batches = chosen.batches(spec.preprocess, BATCH)
+    pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, seed=seed, tell=tell)
     save_model(output, pruned_spec, pruned.state_dict(), labels=load_labels(model_folder))
     return {**facts, "seconds": round(perf_counter() - started, 3)}
 
@@ -67,11 +77,12 @@ def prune(
     batches: "Iterable[Tensor | NDArray[np.float32]]",
     *,
     scratch: Path | None = None,
+    seed: int = 0,
     tell: Tell = lambda message, share: None,
 ) -> tuple[ViT, ViTSpec, dict[str, Any]]:
-    """Return a pruned copy of a model, its spec and facts. batches: [B, 3, H, W]."""
+    """Return a pruned copy of a model, its spec and facts. batches: [B, 3, H, W]. seed: of MLPs' method random."""
     shapes = shapes_asked(options, spec)
-    sweeper = _Sweeper(model, spec, options, shapes)
+    sweeper = _Sweeper(model, spec, options, shapes, seed=seed)
     images = sweep(
         model,
         sweeper.pruned,
@@ -85,11 +96,21 @@ def prune(
     return sweeper.pruned, sweeper.after, {**_facts(sweeper.rows, spec, sweeper.after), "images": images}
 
 
+def _refuse_few(images: int, spec: ViTSpec, options: PruneOptions, shapes: Sequence[BlockShape]) -> None:
+    """Raise InputError, before any work, where the images have fewer tokens than a layer to be described has inputs."""
+    neurons = neurons_described(options.for_mlps(), spec, [shape.mlp_width for shape in shapes])
+    refuse_few(images, spec, neurons, "neurons")
+    inputs = inputs_described(options.for_attention(), spec, [shape.attention for shape in shapes])
+    refuse_few(images, spec, inputs, "inputs of proj")
+
+
 class _Sweeper:
     """The edits of one sweep."""
 
-    def __init__(self, model: ViT, spec: ViTSpec, options: PruneOptions, shapes: tuple[BlockShape, ...]) -> None:
-        self.before, self.shapes = spec, shapes
+    def __init__(
+        self, model: ViT, spec: ViTSpec, options: PruneOptions, shapes: tuple[BlockShape, ...], *, seed: int
+    ) -> None:
+        self.before, self.shapes, self.seed = spec, shapes, seed
         self.for_mlps, self.for_attention = options.for_mlps(), options.for_attention()
         if cuts_mlp(spec, shapes):
             refuse_mlp(self.for_mlps, spec)
@@ -117,7 +138,8 @@ class _Sweeper:
         if not width:
             self._remove(visit)
         elif width < self.before.blocks[visit.index].mlp_width:
-            facts = prune_mlp(visit.block, width, self.for_mlps, visit)
+            drawn = self.seed * len(self.shapes) + visit.index  # as prune_mlp draws
+            facts = prune_mlp(visit.block, width, self.for_mlps, visit, seed=drawn)
             self.rows.append({"block": visit.index, "part": "mlp", **facts})
 
     def _remove(self, visit: Visit) -> None:
@@ -144,4 +166,9 @@ def _facts(rows: list[dict[str, Any]], before: ViTSpec, after: ViTSpec) -> dict[
     parts = [f"{neurons_before:,} to {neurons_after:,} neurons", f"{heads_before} to {heads_after} heads"]
     if gone:
         parts.append(f"{len(gone)} sublayers left out")
-    return {"summary": ", ".join(parts), "blocks": rows, "forward_passes": 2}
+    mlps, attentions = ([row for row in rows if row["part"] == part.value] for part in (Part.MLP, Part.ATTENTION))
+    facts = {"summary": ", ".join(parts), "blocks": rows, **redundancy(mlps), "forward_passes": 2}
+    if few := [text for text in (few_for_mlps(mlps), few_for_attention(attentions)) if text]:
+        facts["warning"] = "; ".join(few)
+        log.warning(facts["warning"])
+    return facts

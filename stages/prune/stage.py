@@ -16,6 +16,7 @@ def prune(options: PruneOptions, context: StageContext) -> StageResult:
             output=context.output,
             scratch=context.scratch,
             images=context.images[Role.FIT],
+            seed=context.seed,
             tell=context.tell,
         )
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.prune_attention import logits
 from stages.prune_attention.options import AttentionShape, PruneAttentionOptions
 from stages.prune_attention.refine import refine
-from stages.prune_attention.scores import best, value_diversity, weight_pairs
+from stages.prune_attention.scores import TINY, best, value_diversity, weight_pairs
 from stages.prune_attention.values import block_diagonal, head_moments, order_heads, own_axes, through, value_axes
 from stages.prune_attention.weights import (
     attention_of,
@@ -24,12 +24,12 @@ from stages.prune_attention.weights import (
     read,
     write,
 )
+from stages.vit.enough import refuse_few_tokens
 from stages.vit.last_layer import last_layer, put_last_layer
 from stages.vit.model import Block
 from stages.vit.moments import Moments
 from stages.vit.repair import best_ridge, fit, relative_error
 from stages.vit.sweep import Part, Visit
-from targets.errors import InputError
 
 CORP_RIDGE = 1e-3
 """CORP's lambda for values, as a share of the inputs' mean variance."""
@@ -41,8 +41,9 @@ class AttentionCut:
     def __init__(self, block: Block, options: PruneAttentionOptions, visit: Visit | None, *, index: int = 0) -> None:
         self.block, self.options, self.visit, self.index = block, options, visit, index
         self.facts: dict[str, Any] = {}
-        # Scores of whole heads by weights (snp, magnitude, random) are of the attention as it was.
+        # Scores of whole heads by weights or logits (snp, magnitude, random) are of the attention as it was.
         self._as_it_was = read(attention_of(block))
+        self._logits: logits.LogitMoments | None = None
 
     @property
     def shape(self) -> AttentionShape:
@@ -50,16 +51,26 @@ class AttentionCut:
         attention = attention_of(self.block)
         return AttentionShape(heads=attention.heads, d_qk=attention.d_qk, d_v=attention.d_v)
 
-    def queries_and_keys(self, rank: int) -> None:
+    def to(self, shape: AttentionShape) -> None:
+        """Cut to a shape."""
+        self._look_at_logits(shape)
+        self._queries_and_keys(shape.d_qk)
+        self._heads_and_values(shape.heads, shape.d_v)
+
+    def _look_at_logits(self, shape: AttentionShape) -> None:
+        """Look at queries and keys where the cut needs to know them. Before `_moments`, which moves the visit."""
+        snp = self.options.method == "snp"
+        needed = shape.d_qk < self.shape.d_qk or (snp and shape.heads < self.shape.heads)
+        if needed and self.visit is not None and self.options.reads_images:
+            visit, directions = self.visit, self.options.snp_directions if snp else None
+            chunks = ((chunk, visit.weights(chunk)) for chunk in visit.inputs())
+            self._logits = logits.gather(self.block, chunks, directions=directions)
+
+    def _queries_and_keys(self, rank: int) -> None:
         """Cut q and k to so many dimensions."""
         if rank == self.shape.d_qk:
             return
-        moments = None
-        if self.visit is not None and self.options.reads_images:
-            directions = self.options.snp_directions if self.options.method == "snp" else None
-            visit = self.visit
-            chunks = ((chunk, visit.weights(chunk)) for chunk in visit.inputs())
-            moments = logits.gather(self.block, chunks, directions=directions)
+        moments = self._logits
         parts = logits.narrowed(
             self._as_it_was,
             rank,
@@ -72,7 +83,7 @@ class AttentionCut:
             self.facts["logit_error"] = logits.relative_logit_error(moments, self._as_it_was, parts)
         write(attention_of(self.block), parts)
 
-    def heads_and_values(self, heads: int, rank: int) -> None:
+    def _heads_and_values(self, heads: int, rank: int) -> None:
         """Cut to so many heads with so many value dimensions, and fit proj if the options say so."""
         if self.options.repair == "none":
             if (heads, rank) != (self.shape.heads, self.shape.d_v):
@@ -98,11 +109,7 @@ class AttentionCut:
         assert self.visit is not None
         fitted, held_out = self.visit.moments(hold_out=hold_out, take_back=self.options.take_back, through_block=True)
         self.facts["tokens"] = fitted.tokens + (held_out.tokens if held_out else 0)
-        if self.facts["tokens"] < len(fitted.gram):
-            raise InputError(
-                f"{self.facts['tokens']} tokens of calibration images cannot describe {len(fitted.gram)} inputs of "
-                f"proj; give more images of fit: 10 tokens per input are a good measure"
-            )
+        refuse_few_tokens(self.facts["tokens"], len(fitted.gram), "inputs of proj")
         return fitted, held_out
 
     def _fit(self, fitted: Moments, held_out: Moments | None, axes: Tensor) -> None:
@@ -140,8 +147,12 @@ class AttentionCut:
             return self._random(1)[:, 0]
         diversity = self._value_scores(None)
         pairs = weight_pairs(parts.query, parts.key)
+        if method == "snp":
+            assert self._logits is not None
+            assert self._logits.alignment is not None
+            pairs = self._logits.alignment
         # Two kinds of scores: each by its own sum, as SNP puts layers together ("total sum of scores").
-        return pairs.sum(dim=1) / pairs.sum() + diversity.sum(dim=1) / diversity.sum()
+        return sum(kind.sum(dim=1) / kind.sum().clamp(min=TINY) for kind in (pairs, diversity))
 
     def _value_scores(self, moments: Moments | None) -> Tensor:
         """Importance of each value dimension, [H, d]."""

@@ -85,7 +85,10 @@ def gather(block: Block, chunks: Iterable[tuple[Tensor, Tensor]], *, directions:
 
 
 def queries_and_keys(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return q and k as they meet, after their norms: [B, H, N, d] each. x: the stream before the attention."""
+    """Return q and k as they meet, after norms and rotary positions: [B, H, N, d] each.
+
+    x: the stream before the attention.
+    """
     attention = attention_of(block)
     entering = x if block.post_norm or block.norm1 is None else block.norm1(x)
     rows = attention.heads * attention.d_qk
@@ -95,7 +98,8 @@ def queries_and_keys(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
         None if attention.qkv.bias is None else attention.qkv.bias[: 2 * rows],
     )
     q, k = (half.reshape(*x.shape[:2], attention.heads, attention.d_qk) for half in both.chunk(2, dim=-1))
-    return attention.q_norm(q).transpose(1, 2), attention.k_norm(k).transpose(1, 2)
+    q, k = attention.q_norm(q).transpose(1, 2), attention.k_norm(k).transpose(1, 2)
+    return (q, k) if attention.rope is None else (attention.turned(q), attention.turned(k))
 
 
 def narrowed(

@@ -73,9 +73,10 @@ def offers(visit: Visit) -> AttentionOffer:
     # More directions never cost more; a factor that was measured between them must not say so.
     qk = (factors * axes.errors * (moments.weight / energy)).flip(1).cummax(dim=1).values.flip(1)
     values = value_errors(moments, attention.heads) / energy
-    for turned, norm in ((qk, attention.q_norm), (values, attention.norm)):
-        if not isinstance(norm, torch.nn.Identity):
-            turned[:, :-1] = torch.inf
+    if attention.rope is not None or not isinstance(attention.q_norm, torch.nn.Identity):
+        qk[:, :-1] = torch.inf
+    if not isinstance(attention.norm, torch.nn.Identity):
+        values[:, :-1] = torch.inf
     return AttentionOffer(qk.cpu(), values.cpu(), order.picks.cpu(), heads.cpu())
 
 

@@ -1,5 +1,6 @@
 """Options of the stage and what they ask of each block. Light."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -146,6 +147,21 @@ def fixed(spec: ViTSpec) -> dict[str, str]:
     if spec.attention_norm_eps is not None:
         reasons["d_v"] = "this model has a norm before proj; remove whole heads instead"
     return reasons
+
+
+def inputs_described(options: PruneAttentionOptions, spec: ViTSpec, shapes: Sequence[AttentionShape]) -> int:
+    """Return the most inputs of a proj whose second moments are read, of the attentions that are cut; 0 where none is.
+
+    shapes: what each attention shall have; all 0 where it goes or is not there.
+    """
+    found = [0]
+    for block, asked in zip(spec.blocks, shapes, strict=True):
+        before = AttentionShape.of(block)
+        outputs_change = (asked.heads, asked.d_v) != (before.heads, before.d_v)
+        reads = options.repair != "none" or (outputs_change and options.method in ("rotate", "energy", "corp"))
+        if asked.heads and asked != before and reads:
+            found.append(before.heads * before.d_v)
+    return max(found)
 
 
 def _shrunk(options: PruneAttentionOptions, spec: ViTSpec, shape: AttentionShape) -> AttentionShape:

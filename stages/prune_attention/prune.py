@@ -14,10 +14,12 @@ from stages.prune_attention.cut import AttentionCut
 from stages.prune_attention.options import (
     AttentionShape,
     PruneAttentionOptions,
+    inputs_described,
     refuse_impossible,
     reshaped,
     shapes_asked,
 )
+from stages.vit.enough import are_few, refuse_few, warning
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.last_layer import give_bias
 from stages.vit.model import Block, ViT
@@ -25,7 +27,7 @@ from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("vitrim.prune_attention")
 
 BATCH = 32
-TOKENS_PER_INPUT = 10
-"""With fewer calibration tokens for each input of proj, the fit begins to follow them, not what they stand for."""
 
 
 def prune_folder(
@@ -53,12 +53,14 @@ def prune_folder(
     """Prune a model folder into another one and return the facts. images: None where the options need none."""
     started = perf_counter()
     spec = load_spec(model_folder)
-    shapes_asked(options, spec)  # refuses before weights are read
+    shapes = shapes_asked(options, spec)  # refuses before weights are read
     refuse_impossible(options, spec)
-    model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
     batches = None
     if images is not None:
-        batches = images.first_by_content(options.images).batches(spec.preprocess, BATCH)
+        chosen = images.first_by_content(options.images)
+        refuse_few(len(chosen), spec, inputs_described(options, spec, shapes), "inputs of proj")
+        batches = chosen.batches(spec.preprocess, BATCH)
+    model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
     pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, tell=tell)
     save_model(output, pruned_spec, pruned.state_dict(), labels=load_labels(model_folder))
     return {**facts, "seconds": round(perf_counter() - started, 3)}
@@ -116,8 +118,7 @@ def prune_block(
     """
     cut = AttentionCut(block, options, visit, index=index)
     before = cut.shape
-    cut.queries_and_keys(shape.d_qk)
-    cut.heads_and_values(shape.heads, shape.d_v)
+    cut.to(shape)
     return {"before": before.model_dump(), "after": cut.shape.model_dump(), **cut.facts}
 
 
@@ -135,14 +136,17 @@ def _facts(rows: list[dict[str, Any]], options: PruneAttentionOptions) -> dict[s
         "summary": f"{what} in {len(rows)} blocks, by {options.method}{repair}",
         "blocks": rows,
     }
-    short = [row for row in rows if "tokens" in row and row["tokens"] < TOKENS_PER_INPUT * _inputs(row)]
-    if short:
-        facts["warning"] = (
-            f"{short[0]['tokens']} tokens of calibration images for {_inputs(short[0])} inputs of proj are few: "
-            f"give {TOKENS_PER_INPUT} times as many tokens as inputs"
-        )
-        log.warning(facts["warning"])
+    few = few_tokens(rows)
+    if few:
+        facts["warning"] = few
+        log.warning(few)
     return facts
+
+
+def few_tokens(rows: "Sequence[dict[str, Any]]") -> str | None:
+    """Return the warning of the first attention, of rows of `prune_block`, whose calibration images were few."""
+    short = [row for row in rows if "tokens" in row and are_few(row["tokens"], _inputs(row))]
+    return warning(short[0]["tokens"], _inputs(short[0]), "inputs of proj") if short else None
 
 
 def _inputs(row: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Options of the stage and what they ask of each block. Light."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ Method = Literal["ols", "dgmr", "similarity", "energy", "l2", "random"]
 READ_ACTIVATIONS = ("ols", "similarity", "energy")
 SAY_WIDTH = ("keep", "r", "widths", "threshold")
 Repair = Literal["sequential", "parallel", "none"]
+Refine = Literal["auto"] | Annotated[int, Field(ge=0)]
 
 
 class PruneMlpOptions(Record):
@@ -55,10 +57,10 @@ class PruneMlpOptions(Record):
         le=1,
         description="share of the error of the blocks before that a block is to take back; sequential repair only",
     )
-    refine: int = Field(
-        default=0,
-        ge=0,
-        description="passes over the images in which each pruned MLP is trained by itself, towards the source",
+    refine: Refine = Field(
+        default="auto",
+        description="passes over the images in which each pruned MLP is trained by itself, towards the source; auto: 1 "
+        "with sequential repair of a pre-norm model, where the images are enough, else 0",
     )
     refine_lr: float = Field(default=3e-3, gt=0, description="peak learning rate of Adam in these passes")
     images: int | None = Field(default=1024, gt=0, description="at most so many of the images of fit; null: all")
@@ -81,7 +83,7 @@ class PruneMlpOptions(Record):
 
     @model_validator(mode="after")
     def _refines_the_pruned_stream_only(self) -> "PruneMlpOptions":
-        if self.refine and self.repair != "sequential":
+        if self.asks_to_refine and self.repair != "sequential":
             raise ValueError(f"refine goes with repair: sequential only, got {self.repair!r}")
         return self
 
@@ -89,6 +91,17 @@ class PruneMlpOptions(Record):
     def reads_images(self) -> bool:
         """Whether calibration images are needed: some methods work on weights alone, if nothing is repaired."""
         return self.method in READ_ACTIVATIONS or self.repair != "none"
+
+    @property
+    def asks_to_refine(self) -> bool:
+        """Whether a number of passes is asked for by name, so that what cannot be refined is to be refused."""
+        return self.refine not in ("auto", 0)
+
+    def passes_to_refine(self, *, post_norm: bool, enough: bool) -> int:
+        """Return the passes for one MLP. enough: whether there are tokens enough to follow them without a warning."""
+        if self.refine == "auto":
+            return int(self.repair == "sequential" and not post_norm and enough)
+        return self.refine
 
     @property
     def sets_bias(self) -> bool:
@@ -137,7 +150,7 @@ def refuse_impossible(options: PruneMlpOptions, spec: ViTSpec) -> None:
         raise InputError("prune_mlp does not know models that merge tokens; put merge_tokens behind it")
     if any(block.attention == "diluting" for block in spec.blocks):
         raise InputError("prune_mlp needs a finished model, but an attention of this one is diluting; distil it first")
-    if options.refine and spec.norm_placement == "post":
+    if options.asks_to_refine and spec.norm_placement == "post":
         raise InputError("refine needs a pre-norm model, this one is post-norm; set refine to 0")
     needs_a_second_look = spec.mlp_norm_eps is not None and options.repair != "none"
     if needs_a_second_look and (options.repair == "parallel" or spec.norm_placement == "post"):
@@ -158,3 +171,12 @@ def _rounded(options: PruneMlpOptions, embedding: int, width: int) -> int:
     if wish == width:
         return width
     return min(max(round(wish / options.round_to), 1) * options.round_to, width)
+
+
+def neurons_described(options: PruneMlpOptions, spec: ViTSpec, widths: Sequence[int]) -> int:
+    """Return the width of the widest MLP that is cut by what images say of it; 0 where none is."""
+    if not options.reads_images:
+        return 0
+    before = [block.mlp_width if block.mlp else 0 for block in spec.blocks]
+    cut = options.threshold is not None
+    return max((was for was, is_now in zip(before, widths, strict=True) if cut or 0 < is_now < was), default=0)

@@ -1,10 +1,9 @@
 """Prune the MLPs of a model: statistics, choice and repair of every block in one sweep."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
-from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from stages.prune_mlp.neurons import apply, mlp_of, offers
-from stages.prune_mlp.options import PruneMlpOptions, refuse_impossible, reshaped, widths_asked
+from stages.prune_mlp.options import PruneMlpOptions, neurons_described, refuse_impossible, reshaped, widths_asked
 from stages.prune_mlp.refine import refine
 from stages.prune_mlp.similarity import ALIKE, count_alike, merge, similarity
 from stages.prune_mlp.streaming import stream_folder
+from stages.vit.enough import are_few, refuse_few, refuse_few_tokens, warning
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.last_layer import give_bias, last_layer, put_last_layer
 from stages.vit.model import Block, ViT
@@ -24,7 +24,6 @@ from stages.vit.moments import Moments
 from stages.vit.repair import Fit, best_ridge, fit, lean, relative_error
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
-from targets.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("vitrim.prune_mlp")
 
 BATCH = 32
-TOKENS_PER_NEURON = 10
-"""With fewer calibration tokens for each neuron, the fit begins to follow them instead of what they stand for."""
 
 Tell = Callable[[str, float | None], None]
 
@@ -69,7 +66,7 @@ def prune_folder(
         facts = {**_facts(rows, options), "images": 0, "tokens": 0}
         return {**facts, "seconds": round(perf_counter() - started, 3)}
     chosen = images.first_by_content(options.images)
-    refuse_few(len(chosen), spec, options)
+    refuse_few(len(chosen), spec, neurons_described(options, spec, widths_asked(options, spec)), "neurons")
     model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
     batches = chosen.batches(spec.preprocess, BATCH)
     pruned, pruned_spec, facts = prune(model, spec, options, batches, scratch=scratch, seed=seed, tell=tell)
@@ -149,11 +146,7 @@ def prune_block(
 
     fitted, held_out = visit.moments(hold_out=hold_out)
     moments = _joined(fitted, held_out)
-    if moments.tokens < mlp.fc2.in_features:
-        raise InputError(
-            f"{moments.tokens} tokens of calibration images cannot describe {mlp.fc2.in_features} neurons; give more "
-            f"images of fit: {TOKENS_PER_NEURON} tokens per neuron are a good measure"
-        )
+    refuse_few_tokens(moments.tokens, mlp.fc2.in_features, "neurons")
     aim = partial(_aim, as_it_was=last_layer(block, Part.MLP), options=options)
     order = offers(block, aim(moments), options, count=width, seed=seed)
     kept, width = order.picks, len(order.picks)
@@ -179,8 +172,12 @@ def prune_block(
     layer = fit(aim(moments), kept, ridge=ridge)
     facts |= {"tokens": moments.tokens, "relative_error": relative_error(moments, kept, layer), "ridge": ridge}
     put_last_layer(block, Part.MLP, layer)
-    if options.refine:
-        facts["refined"] = refine(visit, passes=options.refine, lr=options.refine_lr, take_back=options.take_back)
+    passes = options.passes_to_refine(
+        post_norm=block.post_norm, enough=not are_few(moments.tokens, facts["width_before"])
+    )
+    if passes:
+        told = refine(visit, passes=passes, lr=options.refine_lr, take_back=options.take_back)
+        facts["refined"] = {"passes": passes, **told}
     return facts
 
 
@@ -194,22 +191,6 @@ def _aim(moments: Moments, *, as_it_was: Fit | None, options: PruneMlpOptions) -
     return lean(moments, as_it_was, share=options.take_back)
 
 
-def refuse_few(images: int, spec: ViTSpec, options: PruneMlpOptions) -> None:
-    """Raise InputError, before any work, where the images have fewer tokens than an MLP to be cut has neurons.
-
-    Second moments of so few tokens are singular: what looks like a perfect fit would be one of these tokens alone.
-    """
-    asked = widths_asked(options, spec)
-    cut = [block.mlp_width for block, width in zip(spec.blocks, asked, strict=True) if block.mlp_width > width]
-    widest = max(cut, default=0) if options.threshold is None else max(block.mlp_width for block in spec.blocks)
-    if images * spec.tokens < widest:
-        least, good = (ceil(factor * widest / spec.tokens) for factor in (1, TOKENS_PER_NEURON))
-        raise InputError(
-            f"{images} images have {images * spec.tokens} tokens, which cannot describe {widest} neurons; give at "
-            f"least {least} images of fit, better {good}"
-        )
-
-
 def _joined(fitted: Moments, held_out: Moments | None) -> Moments:
     return fitted if held_out is None else deepcopy(fitted).absorb(held_out)
 
@@ -219,18 +200,27 @@ def _facts(rows: list[dict[str, Any]], options: PruneMlpOptions) -> dict[str, An
     passes = {"sequential": 2, "parallel": 1, "none": 1}[options.repair] if options.reads_images else 0
     before, after = (sum(row[name] for row in rows) for name in ("width_before", "width_after"))
     repair = "" if options.repair == "none" else f", fc2 repaired ({options.repair})"
-    repair += f", refined in {options.refine} passes" if options.refine else ""
+    refined = max((row["refined"]["passes"] for row in rows if "refined" in row), default=0)
+    repair += f", refined in {refined} pass{'es' if refined > 1 else ''}" if refined else ""
     facts: dict[str, Any] = {
         "summary": f"{before - after} of {before} neurons in {len(rows)} blocks removed by {options.method}{repair}",
         "blocks": rows,
-        **({"alike_above": ALIKE} if any("alike" in row for row in rows) else {}),
+        **redundancy(rows),
         "forward_passes": passes,
     }
-    short = [row for row in rows if "tokens" in row and row["tokens"] < TOKENS_PER_NEURON * row["width_before"]]
-    if short:
-        facts["warning"] = (
-            f"{short[0]['tokens']} tokens of calibration images for {short[0]['width_before']} neurons are few: "
-            f"give {TOKENS_PER_NEURON} times as many tokens as neurons"
-        )
-        log.warning(facts["warning"])
+    few = few_tokens(rows)
+    if few:
+        facts["warning"] = few
+        log.warning(few)
     return facts
+
+
+def redundancy(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the fact that says what `alike` counts in these rows of MLPs; nothing where no row has it."""
+    return {"alike_above": ALIKE} if any("alike" in row for row in rows) else {}
+
+
+def few_tokens(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Return the warning of the first MLP, of rows of `prune_block`, for which the calibration images were few."""
+    short = [row for row in rows if "tokens" in row and are_few(row["tokens"], row["width_before"])]
+    return warning(short[0]["tokens"], short[0]["width_before"], "neurons") if short else None

@@ -87,6 +87,11 @@ def refuse_impossible(options: PruneWidthOptions, spec: ViTSpec) -> None:
         raise InputError(f"this model's stream cannot be rotated: {reason}; choose method: energy or snp")
 
 
+def method_for(spec: ViTSpec) -> Method:
+    """Return how a search narrows the stream of a model: by rotation where that can be done, else by energy."""
+    return "energy" if not_rotatable(spec) else "rotate"
+
+
 def not_rotatable(spec: ViTSpec) -> str | None:
     """Return why other axes of the stream would change what the model computes; None where they do not.
 

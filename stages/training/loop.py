@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stages.training.checkpoint import load_newest, save_checkpoint
 from stages.training.logs import SILENT, LogTo, Write, open_log
-from stages.training.optimizer import adamw, learning_rate, set_learning_rate
+from stages.training.optimizer import adamw, learning_rate, set_learning_rate, set_weight_decay
 from stages.training.pictures import Batch
 from stages.training.precision import Precision, autocast
 from stages.training.ranks import ALONE, Ranks, whole_state
@@ -33,9 +33,11 @@ log = logging.getLogger("vitrim.training")
 LOOK_EVERY_STEPS = 10
 """losses are read at least so often, and every second: reading one waits for the GPU"""
 EVALUATIONS = 20
-"""how often held-out images are looked at, where there are any"""
-PATIENCE = 4
-"""evaluations without a better held-out loss after which training is flat"""
+"""how often held-out images are looked at, where there are any and nothing else is asked for"""
+PATIENCE = 0.2
+"""share of the evaluations, and at least two, without a better held-out loss after which training is flat"""
+COOLING = 0.1
+"""share of the steps in which the learning rate falls to its end once training is flat: often that gains once more"""
 WORTH_NOTICING = 1e-3
 """relative decrease that counts as better"""
 
@@ -54,6 +56,10 @@ class Training:
     lr: float
     """peak of the learning rate"""
     weight_decay: float = 0.05
+    weight_decay_end: float | None = None
+    """where given, the decay moves there from `weight_decay` on half a cosine"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """of AdamW: how long gradients and their squares are remembered"""
     warmup_share: float = 0.05
     """share of the steps in which the learning rate rises"""
     floor_share: float = 0.01
@@ -67,14 +73,33 @@ class Training:
     """of a moving average of the weights, which is then the result"""
     settle_steps: int = 0
     """steps in which the model still changes its form, so that held-out images say nothing about its result yet"""
+    evaluations: int = EVALUATIONS
+    """looks at held-out images, besides the one at the start"""
     precision: Precision = "fp32"
     sharded: bool = False
     """several processes keep parts of the weights, each"""
 
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+    def lr_at(self, step: int, *, flat_at: int | None = None) -> float:
+        """Learning rate of a step, counted from 0. flat_at: where training was flat, it falls from there to the end."""
         warmup, floor = math.ceil(self.warmup_share * self.steps), self.floor_share * self.lr
-        return learning_rate(step, steps=self.steps, peak=self.lr, warmup_steps=warmup, floor=floor)
+        if flat_at is None or step < flat_at:
+            return learning_rate(step, steps=self.steps, peak=self.lr, warmup_steps=warmup, floor=floor)
+        high, share = self.lr_at(flat_at, flat_at=None), (step - flat_at) / (self.end(flat_at) - flat_at)
+        return floor + (high - floor) * (1 - share)
+
+    def weight_decay_at(self, step: int) -> float:
+        """Weight decay of a step, counted from 0."""
+        last = self.weight_decay if self.weight_decay_end is None else self.weight_decay_end
+        return last + (self.weight_decay - last) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def end(self, flat_at: int | None) -> int:
+        """Number of steps in all, where training was flat at this one or not at all (None)."""
+        return self.steps if flat_at is None else min(self.steps, flat_at + math.ceil(COOLING * self.steps))
+
+    @property
+    def patience(self) -> int:
+        """Looks without gain after which training is flat."""
+        return max(2, math.ceil(PATIENCE * self.evaluations))
 
 
 def train(
@@ -96,10 +121,10 @@ def train(
 
     module: on its device; every parameter that requires a gradient is trained. loss: evaluates the module on a batch.
     scratch: folder for checkpoints; a run with the same `training` and `identity` (plain JSON: whatever else decides
-    the result) goes on from the newest. held_out: batches that are not trained on; where given, training stops once
-    they no longer gain, and the best weights are kept, if need be those at the start. judge: what is looked at on
-    them, the loss where it is not given. among: the processes that train together; only the first one's scratch is
-    used, and all end with the same weights. log_to: where losses, learning rate and speed go besides.
+    the result) goes on from the newest. held_out: batches that are not trained on; where given, the learning rate falls
+    to its end once they no longer gain, and the best weights are kept, if need be those at the start. judge: what is
+    looked at on them, the loss where it is not given. among: the processes that train together; only the first one's
+    scratch is used, and all end with the same weights. log_to: where losses, learning rate and speed go besides.
     Raises StageError when the loss is no longer a number.
     """
     run_id = digest_of([1, {**asdict(training), "sharded": None}, identity])  # sharded or not, it is the same run
@@ -110,33 +135,33 @@ def train(
         log.info("goes on from step %d of %d", run.progress.step, training.steps)
 
     progress, device = run.progress, next(module.parameters()).device
-    evaluate_every = math.ceil(training.steps / EVALUATIONS)
+    evaluate_every = math.ceil(training.steps / training.evaluations)
     pending: list[dict[str, Tensor]] = []
     clock = _Clock(progress)
     module.train()
     with ExitStack() as opened:
-        log_here = log_to if among.is_first and progress.step < training.steps else SILENT
+        log_here = log_to if among.is_first and progress.step < training.end(progress.flat_at) else SILENT
         write = opened.enter_context(open_log(log_here, run=run_id, scratch=scratch, from_step=progress.step))
         batches = opened.enter_context(closing(data(progress.step, training.steps)))
         if held_out is not None and not progress.held_out and not training.settle_steps:
             _evaluate(run, held_out(), training, write)  # the weights at the start may be the best
-        while progress.step < training.steps and not progress.stopped:
+        while progress.step < training.end(progress.flat_at):
             batch = next(batches).to(device)
             pending.append(_make_step(run, batch, training))
             progress.step += 1
             progress.images += batch.whole or len(batch)
-            last = progress.step == training.steps
+            last = progress.step == training.end(progress.flat_at)
             settled = last or progress.step > training.settle_steps
             if held_out is not None and settled and (last or progress.step % evaluate_every == 0):
                 _evaluate(run, held_out(), training, write)
             together = training.sharded and among.count > 1  # what each does on its own, all must do at the same time
             late = not together and clock.since_look() >= 1
-            if len(pending) >= LOOK_EVERY_STEPS or late or last or progress.stopped:
+            if len(pending) >= LOOK_EVERY_STEPS or late or last:
                 latest = _read_losses(progress, pending, training, write)
                 speed = clock.look(progress)
                 write(progress.step, {"images_per_second": speed})
-                tell(f"loss {latest:.4f}, {speed:.0f} images/s", progress.step / training.steps)
-                due = clock.since_save() >= checkpoint_seconds or last or progress.stopped
+                tell(f"loss {latest:.4f}, {speed:.0f} images/s", progress.step / training.end(progress.flat_at))
+                due = clock.since_save() >= checkpoint_seconds or last
                 if among.agree(due) if together else due and among.is_first:
                     reached = run.checkpoint()
                     if among.is_first:
@@ -154,7 +179,13 @@ def _start(module: nn.Module, loss: Loss, judge: Loss, data: Data, training: Tra
     changes = training.settle_steps > 0  # parts of it may be used at first, and not later
     some_unused = among.count > 1 and not sharded and (changes or _some_unused(module, loss, data))
     wrapped = among.wrap(_Evaluated(module, loss, judge), some_unused=some_unused, sharded=sharded)
-    optimizer = adamw(module, lr=training.lr, weight_decay=training.weight_decay, layer_decay=training.layer_decay)
+    optimizer = adamw(
+        module,
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        layer_decay=training.layer_decay,
+        betas=training.betas,
+    )
     average = {} if training.ema_decay is None else _copy_of(module)
     return Run(
         module=module, wrapped=wrapped, optimizer=optimizer, average=average, best={}, progress=Progress(), among=among
@@ -186,7 +217,8 @@ def _some_unused(module: nn.Module, loss: Loss, data: Data) -> bool:
 def _make_step(run: Run, batch: Batch, training: Training) -> dict[str, Tensor]:
     """Move the weights once; returns the parts of the loss, still on the device."""
     step = run.progress.step
-    set_learning_rate(run.optimizer, training.lr_at(step))
+    set_learning_rate(run.optimizer, training.lr_at(step, flat_at=run.progress.flat_at))
+    set_weight_decay(run.optimizer, training.weight_decay_at(step))
     run.optimizer.zero_grad()
     losses: dict[str, Tensor] = {}
     parts = batch.split(training.accumulate)
@@ -221,13 +253,14 @@ def _read_losses(progress: Progress, pending: list[dict[str, Tensor]], training:
         total = sum(values.values())
         if not math.isfinite(total):
             bad = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            rate = training.lr_at(step, flat_at=progress.flat_at)
             raise StageError(
-                f"the loss became {total:g} at step {step + 1} of {training.steps} ({bad}; learning rate "
-                f"{training.lr_at(step):.3g}); try half of lr {training.lr:g}, clip 1.0, a larger warmup_share, "
+                f"the loss became {total:g} at step {step + 1} of {training.steps} ({bad}; learning rate {rate:.3g}); "
+                f"try half of lr {training.lr:g}, clip 1.0, a larger warmup_share, "
                 "or precision fp32"
             )
         progress.add({"loss": total, **values}, step=step + 1, steps=training.steps)
-        write(step + 1, {"loss": total, **values, "learning_rate": training.lr_at(step)})
+        write(step + 1, {"loss": total, **values, "learning_rate": training.lr_at(step, flat_at=progress.flat_at)})
     pending.clear()
     return total
 
@@ -248,14 +281,16 @@ def _evaluate(run: Run, batches: Iterable[Batch], training: Training, write: Wri
         run.module.train()
         sums = run.among.sum(totals)
         mean = float(sums["loss"] / sums["images"])
-        best = min((point["loss"] for point in progress.held_out), default=math.inf)
+        best = next((point["loss"] for point in progress.held_out if point["step"] == progress.best_step), math.inf)
         progress.held_out.append({"step": progress.step, "loss": mean})
         write(progress.step, {"held_out_loss": mean})
         if mean < best * (1 - WORTH_NOTICING):
             run.best.update(_copy_of(run.module))
             progress.best_step = progress.step
     since_best = sum(point["step"] > progress.best_step for point in progress.held_out)
-    progress.stopped = since_best >= PATIENCE
+    would_end_sooner = training.end(progress.step) < training.steps
+    if progress.flat_at is None and since_best >= training.patience and would_end_sooner:
+        progress.flat_at = progress.step
 
 
 def _facts(progress: Progress, training: Training, device: torch.device, among: Ranks) -> dict[str, Any]:
@@ -275,7 +310,7 @@ def _facts(progress: Progress, training: Training, device: torch.device, among: 
         facts |= {
             "held_out_curve": progress.held_out,
             "best_step": progress.best_step,
-            "stopped_early": progress.stopped,
+            "stopped_early": progress.flat_at is not None,
         }
     return facts
 

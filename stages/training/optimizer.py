@@ -15,10 +15,17 @@ TOKENS = {"cls_token", "reg_token", "pos_embed"}
 """parameters that are added to the stream or part of it: no matrices, though they have three dimensions"""
 
 
-def adamw(module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0) -> torch.optim.Optimizer:
+def adamw(
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
     """AdamW over `parameter_groups`, by torch's fused kernel."""
     groups = parameter_groups(module, weight_decay=weight_decay, layer_decay=layer_decay)
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -59,6 +66,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its share of the learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Give another weight decay to every group that has any."""
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay
 
 
 def _block(name: str) -> int | None:

@@ -27,8 +27,8 @@ class Progress:
     held_out: list[dict[str, float]] = field(default_factory=list)
     """step and loss on held-out images"""
     best_step: int = 0
-    stopped: bool = False
-    """training was flat"""
+    flat_at: int | None = None
+    """step at which held-out images no longer gained, so that the learning rate began to fall to its end"""
 
     def add(self, losses: dict[str, float], *, step: int, steps: int) -> None:
         """Take in the losses of one more step; step counts from 1."""

@@ -362,7 +362,7 @@ class Attention(nn.Module):
         k = self.k_norm(k.unflatten(-1, (self.heads, self.d_qk))).transpose(1, 2)  # [B, H, N, d_qk]
         v = v.unflatten(-1, (self.heads, self.d_v)).transpose(1, 2)  # [B, H, N, d_v]
         if self.rope is not None:
-            q, k = self._turned(q), self._turned(k)
+            q, k = self.turned(q), self.turned(k)
         bias = None
         if state is not None:
             state.entered, state.keys, bias = x, k, state.key_bias
@@ -375,7 +375,7 @@ class Attention(nn.Module):
         hidden: Tensor = self.norm(mixed.transpose(1, 2).flatten(2))  # [B, N, H*d_v]
         return hidden
 
-    def _turned(self, x: Tensor) -> Tensor:
+    def turned(self, x: Tensor) -> Tensor:
         """Turn channels i and i + d_qk/2 by the angle of their token (rotary positions): [B, H, N, d_qk]."""
         assert self.rope is not None
         sine, cosine = self.rope

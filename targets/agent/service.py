@@ -43,6 +43,7 @@ class Service:
         self._requests: dict[str, Callable[..., Any]] = {
             "hello": self.hello,
             "build": self.build,
+            "check_fit": self.check_fit,
             "load": self.load,
             "misfit": self.misfit,
             "engine_key": self.engine_key,
@@ -100,6 +101,11 @@ class Service:
             **{"bound_to": software.binding(self._facts), **made},
         )
         return {"engine": engine, "seconds": seconds}
+
+    def check_fit(self, path: str) -> None:
+        """Compare this machine with what the engine.json of a folder says it was built for; raises InputError."""
+        engine = read_engine(Path(path))
+        check_binding(engine, get_runtime(engine["runtime"], self._runtimes).binding(self._facts))
 
     def load(self, path: str, runtime: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Load an engine's folder after checking it, or a plain .onnx file with the named runtime."""

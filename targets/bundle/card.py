@@ -26,6 +26,7 @@ def model_card(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
         f"# {_text(manifest.name)}",
         f"{_text(manifest.summary)}.",
         *_how_to_run(manifest),
+        *_how_to_use(manifest),
         "## Figures",
         _figures(card),
         "## Target",
@@ -51,6 +52,20 @@ def _how_to_run(manifest: BundleManifest) -> list[str]:
         f"It prints {printed}; `python run.py --help` lists its options. Neither torch nor vitrim is needed. It "
         "first compares every file with `manifest.json`. On another kind of processor or device, or with another "
         "version of the runtime (onnxruntime or openvino), it runs `model.onnx`, the same graph, and says so.",
+    ]
+
+
+def _how_to_use(manifest: BundleManifest) -> list[str]:
+    """From a Python program; nothing is compiled."""
+    answer = 'print(bundle.classify("image.jpg", top=3))  # class, label, probability'
+    if manifest.output.kind != "logits":
+        answer = 'print(next(bundle.answers([bundle.read("image.jpg")])))  # the features'
+    return [
+        "From a Python program, with nothing to compile:",
+        f'```python\nimport sys\n\nsys.path.insert(0, "/path/to/this/folder")\nimport run\n\n'
+        f"bundle = run.Bundle()  # compares every file first\n{answer}\n```",
+        "`python run.py --verify` only compares the files, and needs no package; `sha256sum -c SHA256SUMS` finds "
+        "damage without Python.",
     ]
 
 
@@ -93,7 +108,7 @@ def _figures(card: Mapping[str, Any]) -> str:
             ("baseline", "the source model in fp32"),
         ):
             share = accuracy[name]
-            interval = _wilson(share, n) if metric in SHARES else None
+            interval = wilson(share, n) if metric in SHARES else None
             rows.append((f"{metric} of {who}", f"{100 * share:.2f} %", _interval(interval, " %", 100), f"{n} images"))
         drop = f"{accuracy['drop_points']:+.2f} points"
         rows.append(("drop, image by image", drop, _interval(accuracy.get("drop_ci95"), " points"), f"{n} images"))
@@ -103,7 +118,7 @@ def _figures(card: Mapping[str, Any]) -> str:
                 (
                     "same answer as the source",
                     f"{100 * share:.2f} %",
-                    _interval(_wilson(share, n), " %", 100),
+                    _interval(wilson(share, n), " %", 100),
                     f"{n} images",
                 )
             )
@@ -179,16 +194,18 @@ def _origin(manifest: BundleManifest, card: Mapping[str, Any]) -> str:
         lines = [f"- engine: sha256 `{manifest.engine_sha256}` (of `engine/engine.json`)"]
     if card.get("model"):
         lines.append(f"- source model: {_text(card['model'])}")
-    if card.get("recipe_digest"):
+    if card.get("recipe_digest") and "recipe_digest" not in manifest.provenance:
         lines.append(f"- recipe: `{_text(card['recipe_digest'])}`")
-    lines += [f"- {_text(name)}: {_text(value)}" for name, value in sorted(manifest.provenance.items())]
+    for name, value in sorted(manifest.provenance.items()):
+        told = ", ".join(f"{one} {value[one]}" for one in sorted(value)) if isinstance(value, dict) else value
+        lines.append(f"- {_text(name)}: {_text(told)}")
     if card.get("steps"):
         lines.append("- steps: " + ", ".join(_text(step["name"]) for step in card["steps"]))
     lines.append(f"- written by vitrim {_text(manifest.vitrim)}; `manifest.json` lists every file")
     return "\n".join(lines)
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a share of n (E. B. Wilson, JASA 22, 1927)."""
     z = 1.959964
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)

@@ -32,7 +32,7 @@ class Output(Record):
 
 
 class BundleManifest(Record):
-    """Written last; it lists every other file of the bundle."""
+    """It lists every other file of the bundle but SHA256SUMS, which is written last and holds the manifest's digest."""
 
     format: Literal["vitrim.bundle/1"] = "vitrim.bundle/1"
     name: str
@@ -53,8 +53,10 @@ class BundleManifest(Record):
     engine, the board builds it from model.onnx
     """
     provenance: dict[str, Any] = {}
-    """where it comes from: keys, digests of the source and of the images, recipe"""
+    """where it comes from: keys, digest of the recipe, versions of what built it"""
     vitrim: str
     """version of vitrim that wrote it"""
     licence: str
     files: dict[str, BundledFile]
+    sums: Literal["SHA256SUMS"] | None = None
+    """the file that holds the digest of this one too; null in bundles of older versions"""

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Classify images with the model in this folder: `python run.py image.jpg`.
+"""Classify images with the model in this folder: `python run.py image.jpg`; check its files: `python run.py --verify`.
 
-Needs numpy, pillow and onnxruntime or openvino; neither torch nor vitrim. Runs on Python 3.9.
+Needs numpy, pillow and onnxruntime or openvino (none of them to verify); neither torch nor vitrim. Runs on Python 3.9.
 Exit: 0; 1 for a damaged bundle or where no runtime can run it; 2 for images that cannot be read or wrong arguments.
+From a program: `import run; bundle = run.Bundle(); bundle.classify("image.jpg")`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -16,7 +18,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+"""digests of all files in the form that `sha256sum -c` reads; it holds the one of the manifest"""
 FORMAT = "vitrim.bundle/1"
+MAX_MANIFEST_BYTES = 16 * 2**20
 INSTALL = "pip install numpy pillow onnxruntime"
 INSTRUCTION_SETS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
@@ -52,7 +57,10 @@ class BundleError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_intermixed_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.verify == bool(options.image):
+        parser.error("--verify takes no images" if options.verify else "give an image, or --verify")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names and labels that the terminal cannot show
@@ -69,49 +77,123 @@ def bundle_problems(folder: Path) -> list[str]:
     """Compare every file with the manifest: what is missing, changed or extra, one line each; empty: all is well."""
     try:
         manifest = _read_manifest(folder)
+        data = _read_small(folder / MANIFEST)
+        sums = _read_small(folder / SUMS) if (folder / SUMS).is_file() and not (folder / SUMS).is_symlink() else None
     except BundleError as error:
         return [str(error)]
-    problems = []
-    for name, expected in sorted(manifest["files"].items()):
-        path = folder / name
-        if os.path.isabs(name) or ".." in Path(name).parts:
-            problems.append(f"{name!r} is outside of the bundle")
-        elif path.is_symlink() or not path.is_file():
-            problems.append(f"{name!r} is missing")
-        elif path.stat().st_size != expected["size_bytes"] or _sha256(path) != expected["sha256"]:
-            problems.append(f"{name!r} was changed")
+    found: dict[str, Callable[[], tuple[int, str]] | None] = {}
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
-        for name in sorted(files + links):
-            found = Path(root, name).relative_to(folder).as_posix()
-            if found not in manifest["files"] and found != MANIFEST:
-                problems.append(f"{found!r} is extra")
+        for name in files + links:
+            path = Path(root, name)
+            if path.parent == folder / "__pycache__" and name.startswith("run.") and name.endswith(".pyc"):
+                continue  # Python leaves it there when a program imports this file
+            plain = path.is_file() and not path.is_symlink()
+            found[path.relative_to(folder).as_posix()] = functools.partial(_facts, path) if plain else None
+    return contents_problems(manifest, found, manifest_sha256=hashlib.sha256(data).hexdigest(), sums=sums)
+
+
+def contents_problems(
+    manifest: dict[str, Any],
+    found: Mapping[str, Callable[[], tuple[int, str]] | None],
+    *,
+    manifest_sha256: str,
+    sums: bytes | None,
+) -> list[str]:
+    """What is missing, changed or extra among the files that were found.
+
+    found: by name, what tells size and SHA-256; None for a link or anything else that is no plain file.
+    sums: content of SHA256SUMS; bundles of older versions have none.
+    """
+    problems = []
+    expected = manifest["files"]
+    for name, wanted in sorted(expected.items()):
+        facts = found.get(name)
+        if os.path.isabs(name) or ".." in name.split("/") or "\\" in name:
+            problems.append(f"{name!r} is outside of the bundle")
+        elif facts is None:
+            problems.append(f"{name!r} is missing")
+        elif facts() != (wanted["size_bytes"], wanted["sha256"]):
+            problems.append(f"{name!r} was changed")
+    own = [MANIFEST, *([SUMS] if manifest.get("sums") == SUMS else [])]
+    if SUMS in own and sums is None:
+        problems.append(f"{SUMS!r} is missing")
+    elif SUMS in own and sums != sums_text(expected, manifest_sha256).encode():
+        problems.append(f"{MANIFEST!r} or {SUMS!r} was changed: they do not agree")
+    problems += [f"{name!r} is extra" for name in sorted(found) if name not in expected and name not in own]
     return problems
 
 
+def sums_text(files: Mapping[str, Any], manifest_sha256: str) -> str:
+    """What SHA256SUMS holds. files: the manifest's."""
+    digests = {**{name: facts["sha256"] for name, facts in files.items()}, MANIFEST: manifest_sha256}
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
 def _run(folder: Path, options: argparse.Namespace) -> int:
-    if not options.no_verify:
-        problems = bundle_problems(folder)
-        if problems:
-            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise BundleError(f"this bundle is damaged: {'; '.join(problems[:3])}{more}; get it again")
-    manifest = _read_manifest(folder)
-    pixels = _load_pixels(folder)
-    preprocess = SimpleNamespace(**json.loads((folder / "preprocessing.json").read_text(encoding="utf-8")))
-    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    if options.verify:
+        return _verify(folder, as_json=options.json)
+    bundle = Bundle(folder, verify=not options.no_verify)
     names, images, failed = [], [], False
     for name in options.image:
         try:
-            images.append(pixels.resize_and_crop(pixels.read_image(name), preprocess))
+            images.append(bundle.read(name))
             names.append(name)
-        except pixels.UnreadableImageError as error:
+        except bundle.unreadable as error:
             print(f"error: cannot read {name!r}: {error}", file=sys.stderr)
             failed = True
     if images:
-        model = open_model(folder, manifest)
-        answers = _answer(model, images, lambda batch: pixels.normalise(batch, preprocess), together=options.batch)
-        _tell(names, answers, manifest["output"]["kind"], labels, options)
+        _tell(names, bundle.answers(images, together=options.batch), bundle.manifest["output"]["kind"], bundle, options)
     return 2 if failed else 0
+
+
+def _verify(folder: Path, *, as_json: bool) -> int:
+    problems = bundle_problems(folder)
+    if as_json:
+        print(json.dumps({"state": "damaged" if problems else "complete", "problems": problems}, indent=1))
+    elif problems:
+        print("\n".join(["damaged", *problems]))
+    else:
+        manifest = _read_manifest(folder)
+        print(f"complete: {len(manifest['files']) + 1 + bool(manifest.get('sums'))} files are as {MANIFEST!r} says")
+    return 1 if problems else 0
+
+
+class Bundle:
+    """The model in a folder, for use from a program; the engine is loaded at the first image.
+
+    Raises BundleError for a damaged bundle and where nothing here can run it, and what `unreadable` names for an image.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, verify: bool = True) -> None:
+        self.folder = Path(folder) if folder is not None else Path(__file__).resolve().parent
+        problems = bundle_problems(self.folder) if verify else []
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise BundleError(f"this bundle is damaged: {'; '.join(problems[:3])}{more}; get it again")
+        self.manifest = _read_manifest(self.folder)
+        self._pixels = _load_pixels(self.folder)
+        self.unreadable: type[Exception] = self._pixels.UnreadableImageError
+        self._preprocess = SimpleNamespace(**json.loads((self.folder / "preprocessing.json").read_text("utf-8")))
+        self.labels: list[str] | None = json.loads((self.folder / "labels.json").read_text("utf-8"))
+        self._model: Model | None = None
+
+    def read(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+        """Read, resize and crop an image file to the model's input: uint8 [H, W, 3]."""
+        cropped: NDArray[np.uint8] = self._pixels.resize_and_crop(self._pixels.read_image(path), self._preprocess)
+        return cropped
+
+    def answers(self, images: list[NDArray[np.uint8]], *, together: bool = False) -> Iterator[NDArray[np.float64]]:
+        """Logits or features of images that `read` returned: [classes] or [width] each. together: in one batch."""
+        if self._model is None:
+            self._model = open_model(self.folder, self.manifest)
+        return _answer(
+            self._model, images, lambda batch: self._pixels.normalise(batch, self._preprocess), together=together
+        )
+
+    def classify(self, path: str | os.PathLike[str], top: int = 5) -> list[dict[str, Any]]:
+        """Best classes of one image file, best first: class, label, probability."""
+        return best_classes(next(self.answers([self.read(path)])), self.labels, top)
 
 
 class Model:
@@ -264,7 +346,7 @@ def _tell(
     names: list[str],
     answers: Iterator[NDArray[np.float64]],
     kind: str,
-    labels: list[str] | None,
+    bundle: Bundle,
     options: argparse.Namespace,
 ) -> None:
     """Print what the model says of each image: classes with probabilities, or its feature vector."""
@@ -279,16 +361,12 @@ def _tell(
             text = f"{name}\n  {row.size} features, norm {np.linalg.norm(row):.4g}: "
             text += " ".join(f"{value:.4g}" for value in row[:8]) + (" ..." if row.size > 8 else "")
         else:
-            shares = np.exp(row - row.max())
-            shares /= shares.sum()
-            best = np.argsort(-shares, kind="stable")[: options.top]
-            classes = [
-                {"class": int(i), "label": labels[i] if labels else None, "probability": float(shares[i])} for i in best
-            ]
+            classes = best_classes(row, bundle.labels, options.top)
             told.append({"image": name, "classes": classes})
             text = name
-            for i in best:
-                text += f"\n  {100 * shares[i]:6.2f} %  {labels[i] if labels else f'class {i}'}"
+            for one in classes:
+                label = one["label"] if bundle.labels else f"class {one['class']}"
+                text += f"\n  {100 * one['probability']:6.2f} %  {label}"
         if not options.json:
             print(text, flush=True)
     if options.json:
@@ -299,6 +377,18 @@ def _tell(
                 np.save(file, np.stack(rows).astype(np.float32))
         except OSError as error:
             raise BundleError(f"cannot write {options.save!r}: {error.strerror}") from error
+
+
+def best_classes(logits: NDArray[np.float64], labels: Sequence[str] | None, top: int) -> list[dict[str, Any]]:
+    """Softmax of one image's logits [classes], best first: class, label, probability."""
+    import numpy as np
+
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    return [
+        {"class": int(i), "label": labels[i] if labels else None, "probability": float(shares[i])}
+        for i in np.argsort(-shares, kind="stable")[:top]
+    ]
 
 
 def _load_pixels(folder: Path) -> ModuleType:
@@ -318,11 +408,14 @@ def _load_pixels(folder: Path) -> ModuleType:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
+    return parse_manifest(_read_small(folder / MANIFEST))
+
+
+def parse_manifest(data: bytes) -> dict[str, Any]:
+    """Read what manifest.json holds; raises BundleError."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{MANIFEST!r} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST!r} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
@@ -335,14 +428,37 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while True:
-            chunk = file.read(1 << 20)
-            if not chunk:
-                return digest.hexdigest()
-            digest.update(chunk)
+def _read_small(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        raise BundleError(f"{path.name!r} is missing") from None
+    except OSError as error:
+        raise BundleError(f"{path.name!r} cannot be read: {error}") from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path.name!r} has more than {MAX_MANIFEST_BYTES:,} bytes")
+    return data
+
+
+def _facts(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256."""
+    try:
+        with open(path, "rb") as file:
+            return stream_facts(file.read)
+    except OSError:
+        return -1, ""  # it cannot be read: not what the manifest says
+
+
+def stream_facts(read: Callable[[int], bytes]) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of what a file's read function gives."""
+    digest, size = hashlib.sha256(), 0
+    while True:
+        chunk = read(1 << 20)
+        if not chunk:
+            return size, digest.hexdigest()
+        digest.update(chunk)
+        size += len(chunk)
 
 
 def _count(text: str) -> int:
@@ -354,12 +470,14 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
-    parser.add_argument("image", nargs="+", help="JPEG, PNG, BMP, WEBP, TIFF or GIF")
+    parser.add_argument("image", nargs="*", help="JPEG, PNG, BMP, WEBP, TIFF or GIF")
     parser.add_argument("--top", type=_count, default=5, metavar="N", help="classes to print (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--batch", action="store_true", help="all images in one batch, where the engine allows it")
     parser.add_argument("--save", metavar="FILE", help="write the raw outputs, one row per image, as .npy")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare the files with manifest.json first")
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument("--verify", action="store_true", help="only compare the files with manifest.json")
+    check.add_argument("--no-verify", action="store_true", help="do not compare the files with manifest.json first")
     return parser
 
 

@@ -1,11 +1,12 @@
 """Write a bundle: the folder that is shipped, in place in one step or not at all."""
 
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +17,15 @@ from targets.atomic import sha256_of, sync_folder, sync_tree
 from targets.bundle.board import BUILD_SCRIPT, build_script
 from targets.bundle.card import model_card
 from targets.bundle.manifest import BundledFile, BundleManifest, Output, Tensor
-from targets.bundle.run import FORMAT, MANIFEST
+from targets.bundle.reproduce import REPRODUCE_SCRIPT, reproduce_script
+from targets.bundle.run import FORMAT, MANIFEST, SUMS, sums_text
 from targets.errors import InputError, StoreError
 from targets.preprocess import Preprocess
 from targets.runtimes.engine import ENGINE_FILE, read_engine, verify_files
 
 LICENCE = "not stated; that of the source model's weights holds"
+CARD = "card.json"
+"""the figures that README.md is written from"""
 STALE_SECONDS = 3600
 """a temporary folder beside the bundle that is older was left by a killed process"""
 
@@ -55,18 +59,17 @@ def write_bundle(
     output = _output(facts, int(spec["classes"]))
     if labels is not None and len(labels) != spec["classes"]:
         raise InputError(f"{len(labels)} labels for {spec['classes']} classes; give one name per class, in their order")
-    _check_replaceable(folder)
-    with _in_place_of(folder) as new:
+    with in_place_of(folder, "the bundle", is_ours=_is_bundle) as new:
         if engine is not None:
             (new / "engine").mkdir()
             for name in (ENGINE_FILE, *facts["files"]):
                 shutil.copyfile(engine / name, new / "engine" / name)
-        for path in (onnx, *_external_data(onnx)):
+        for path in (onnx, *external_data(onnx)):
             shutil.copyfile(path, new / ("model.onnx" if path == onnx else path.name))
         for name in ("run.py", "pixels.py"):
             shutil.copyfile(Path(__file__).parent / name, new / name)
-        _write_json(new / "preprocessing.json", preprocess.model_dump(mode="json"))
-        _write_json(new / "labels.json", None if labels is None else list(labels))
+        _write(new / "preprocessing.json", json_text(preprocess.model_dump(mode="json")))
+        _write(new / "labels.json", json_text(None if labels is None else list(labels)))
         manifest = BundleManifest(
             name=str(card.get("name", spec["architecture"])),
             summary=_summary(spec, facts, output),
@@ -85,25 +88,48 @@ def write_bundle(
             files={},
         )
         if target is not None:
-            _write_json(new / "target.json", dict(target))
-        if engine is None:
-            script = build_script(
-                manifest.runtime,
-                inputs=manifest.inputs,
-                batch=manifest.batch,
-                versions=manifest.version,
-                precision=manifest.precision,
-            )
-            if script is not None:
-                (new / BUILD_SCRIPT).write_text(script, encoding="utf-8")
-        (new / "README.md").write_text(model_card(manifest, card), encoding="utf-8")
-        manifest = manifest.replace(files=_listed(new))
-        _write_json(new / MANIFEST, manifest.model_dump(mode="json"))
+            _write(new / "target.json", json_text(dict(target)))
+        _write(new / CARD, json_text(dict(card)))
+        for name, text in written_files(manifest, card, engine=facts, onnx=onnx).items():
+            _write(new / name, text)
+        manifest = manifest.replace(files=_listed(new), sums=SUMS)
+        text = json_text(manifest.model_dump(mode="json"))
+        _write(new / MANIFEST, text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        _write(new / SUMS, sums_text(manifest.model_dump(mode="json")["files"], digest))
     return manifest
+
+
+def written_files(
+    manifest: BundleManifest, card: Mapping[str, Any], *, engine: Mapping[str, Any], onnx: Path
+) -> dict[str, str]:
+    """What a bundle holds as words, by name: model card and commands. engine: engine.json, or what is planned."""
+    found: dict[str, str | None] = {"README.md": model_card(manifest, card)}
+    if manifest.engine_sha256 is None:
+        found[BUILD_SCRIPT] = build_script(
+            manifest.runtime,
+            inputs=manifest.inputs,
+            batch=manifest.batch,
+            versions=manifest.version,
+            precision=manifest.precision,
+        )
+    found[REPRODUCE_SCRIPT] = reproduce_script(manifest, engine=engine, open_dimension=_open_dimension(onnx))
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def json_text(value: Any) -> str:
+    """One spelling for the JSON files of a bundle."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _planned_facts(onnx: Path, planned: Mapping[str, Any]) -> dict[str, Any]:
     """What engine.json would say of an engine that is not built yet, from its graph."""
+    known = {"runtime": "onnxruntime", "version": "", "precision": "fp32", "batch": 1, "options": {}}
+    return {**known, **planned, **onnx_facts(onnx), "bound_to": {}}
+
+
+def onnx_facts(onnx: Path) -> dict[str, Any]:
+    """Name, shape (None: dynamic) and dtype of a graph's inputs and outputs."""
     from onnx import TensorProto, helper, load
 
     graph = load(str(onnx), load_external_data=False).graph
@@ -116,15 +142,22 @@ def _planned_facts(onnx: Path, planned: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": value.name, "shape": shape, "dtype": str(dtype)}
 
     return {
-        "runtime": "onnxruntime",
-        "version": "",
-        "precision": "fp32",
-        "batch": 1,
-        **planned,
         "inputs": [facts(one) for one in graph.input if one.name not in weights],
         "outputs": [facts(one) for one in graph.output],
-        "bound_to": {},
     }
+
+
+def _open_dimension(onnx: Path) -> str | None:
+    """Name of a graph's batch where it is left open."""
+    from onnx import load
+
+    graph = load(str(onnx), load_external_data=False).graph
+    weights = {one.name for one in graph.initializer}
+    for one in graph.input:
+        if one.name not in weights and one.type.tensor_type.shape.dim:
+            first = one.type.tensor_type.shape.dim[0]
+            return None if first.HasField("dim_value") else str(first.dim_param)
+    return None
 
 
 def _output(engine: Mapping[str, Any], classes: int) -> Output:
@@ -150,7 +183,7 @@ def _summary(spec: Mapping[str, Any], engine: Mapping[str, Any], output: Output)
     return f"{spec['architecture']}, {task}; {runtime}, {engine['precision']}"
 
 
-def _external_data(onnx: Path) -> list[Path]:
+def external_data(onnx: Path) -> list[Path]:
     """Files beside an ONNX graph that hold its larger tensors; raises InputError where they are not beside it."""
     from onnx import load
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -163,25 +196,35 @@ def _external_data(onnx: Path) -> list[Path]:
     return [onnx.parent / name for name in sorted(names)]
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raise InputError unless there is nothing, an empty folder or a bundle."""
+def _check_replaceable(folder: Path, is_ours: Callable[[Path], bool], what: str) -> None:
+    """Raise InputError unless there is nothing, an empty folder or an older one of the same kind."""
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir() or folder.is_symlink():
         raise InputError(f"{str(folder)!r} is in the way: it is not a folder; choose another output or remove it")
     try:
-        if not any(folder.iterdir()):
-            return
-        is_bundle = json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT
+        fits = not any(folder.iterdir()) or is_ours(folder)
+    except OSError:
+        fits = False
+    if not fits:
+        raise InputError(f"{str(folder)!r} holds something that is not {what}; choose another output or remove it")
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
-        is_bundle = False
-    if not is_bundle:
-        raise InputError(f"{str(folder)!r} holds something that is not a bundle; choose another output or remove it")
+        return False
 
 
 @contextmanager
-def _in_place_of(folder: Path) -> Iterator[Path]:
-    """A new folder beside this one that takes its place at the end; on any error nothing has changed."""
+def in_place_of(folder: Path, what: str, *, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """A new folder beside this one that takes its place at the end; on any error nothing has changed.
+
+    what: with its article, for messages. is_ours: whether a folder may be replaced. Raises InputError where not,
+    StoreError where it cannot be written.
+    """
+    _check_replaceable(folder, is_ours, what.replace("the ", "a ", 1))
     folder = folder.absolute()
     mark = f".{folder.name}-{secrets.token_hex(4)}"
     new, old = folder.with_name(f"{mark}.tmp"), folder.with_name(f"{mark}.old")
@@ -203,7 +246,7 @@ def _in_place_of(folder: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise StoreError(
-            f"cannot write the bundle {str(folder)!r}: {reason}; free some space or choose another output"
+            f"cannot write {what} {str(folder)!r}: {reason}; free some space or choose another output"
         ) from error
     finally:
         for leftover in (new, old):
@@ -225,8 +268,8 @@ def _listed(folder: Path) -> dict[str, BundledFile]:
     }
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _own_version() -> str:

@@ -32,7 +32,8 @@ def test_what_was_not_measured_is_said(results: Any) -> None:
 
 def test_every_section_names_its_script_and_there_is_one(root: Path) -> None:
     for name in results_page.SECTIONS:
-        assert (root / "benchmarks" / f"{name}.py").is_file(), name
+        words = results_page.COMMANDS.get(name, f"benchmarks/{name}.py").split()
+        assert all((root / word).is_file() for word in words if "/" in word), name
 
 
 def test_figures_come_from_the_file(results: Any) -> None:
@@ -53,6 +54,46 @@ def test_figures_come_from_the_file(results: Any) -> None:
     assert "| ols, sequential | 76.5 (84.7) | 61.5 (84.7) |" in page
     assert "top-1 79.8 on 1,100 images, calibrated on 1,000 of some set" in page
     assert "2026-11-26, 2 cores of some CPU" in page
+
+
+def test_widths_that_a_threshold_found_are_shown(results: Any) -> None:
+    row = {"method": "similarity", "measure": "cosine", "repair": "none", "refine": 0, "top1": 0.7, "agreement": 0.8}
+    results(
+        "mlp_pruning",
+        {
+            "model": "some_vit",
+            "evaluation": {"images": 1100},
+            "top1_source": 0.798,
+            "rows": [{**row, "keep": 0.5}],
+            "thresholds": [{**row, "threshold": 0.98, "widths": [768, 640, 704]}],
+        },
+    )
+
+    assert "| similarity cosine, no repair | 0.98 | 640 to 768 | 70.0 | 80.0 |" in results_page.page()
+
+
+@pytest.mark.parametrize(("exact", "words"), [(True, "solved exactly in 14 ms"), (False, "several limits at once")])
+def test_what_a_search_decided_in_a_whole_job_is_told(results: Any, exact: bool, words: str) -> None:
+    whole = {"before": [3, 64, 64], "after": [3, 64, 64]}
+    search = {
+        "precision": "int8",
+        "runtime": "openvino",
+        "size": [176, 176],
+        "sublayers": [whole, {**whole, "after": [2, 64, 64]}],
+        "exact": exact,
+        "solve_ms": 14.4,
+        "rounds": [{"measured": 0.6123}],
+    }
+    size = {"macs": {"before": 100, "after": 48}}
+    told = {"verdict": {"sentence": "within budget: 2.1x faster"}, "size": size, "recipe": "vit_tiny_auto.yaml"}
+    results("end_to_end_auto", {**told, "search": search})
+
+    page = results_page.page()
+
+    assert "`vitrim build recipes/vit_tiny_auto.yaml`: within budget: 2.1x faster." in page
+    assert "pictures of 176 x 176: 1 of 2 sublayers changed, 48.0 % of the multiply-accumulates are left" in page
+    assert words in page
+    assert "`benchmarks/end_to_end.py --recipe recipes/vit_tiny_auto.yaml` → " in page
 
 
 def test_builds_are_shown_with_their_intervals(results: Any) -> None:

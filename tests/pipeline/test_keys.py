@@ -1,11 +1,12 @@
 """Keys change with everything that decides a result, and with nothing else."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.keys import code_digest, content_digest, step_key
+from pipeline.keys import code_digest, content_digest, roles_of, step_key
 from stages.artifact import Format
 from stages.stage import Role, Stage, StageContext, StageResult
 from targets.record import Record
@@ -55,6 +56,16 @@ def test_a_key_changes_with_its_input_its_seed_and_its_images(changes: dict[str,
 
 def test_a_key_ignores_images_that_the_stage_does_not_read() -> None:
     assert key(images={Role.FIT: "f", Role.EVALUATE: "other"}) == key()
+
+
+def test_images_that_a_stage_also_reads_are_in_its_key_where_there_are_any() -> None:
+    stage = replace(STAGE, also_reads=lambda options: (Role.SELECT, Role.FIT))
+
+    assert key(stage=stage) == key()
+    with_select = {**GIVEN["images"], Role.SELECT: "s"}  # type: ignore[dict-item]
+    assert key(stage=stage, images=with_select) != key(images=with_select)
+    assert roles_of(stage, Options(), with_select) == (Role.FIT, Role.SELECT)
+    assert roles_of(stage, Options(), GIVEN["images"]) == (Role.FIT,)  # type: ignore[arg-type]
 
 
 def test_only_a_target_bound_stage_depends_on_the_device() -> None:

@@ -383,13 +383,14 @@ def test_after_a_search_the_plan_is_that_of_the_shapes_found(planned: Planned, t
         loss=0.1,
         sublayers=(),
         table={"unpruned_p50_ms": 1.0, "rest": 0.1},
+        exact=True,
         solve_ms=1,
     )
     plan = planned(text=SEARCHED)
     target = plan.targets[0]
     written = planned(text=SEARCHED.replace("auto", f"{[shape] * 12}".replace("'", "")))
 
-    after, found = replan(plan, target, decision, target.candidates[-1])
+    after, found = replan(plan, target, decision, {target.candidates[-1].name})
 
     assert [one.name for one in found.candidates] == [target.candidates[-1].name]
     wanted = next(one for one in written.targets[0].candidates if one.name == found.candidates[0].name)
@@ -408,19 +409,22 @@ def test_size_width_and_merging_that_a_search_chose_become_steps(planned: Planne
         shapes=[{"heads": 2, "d_qk": 8, "d_v": 8, "mlp_width": 64}] * 12,
         size=(24, 24),
         width=96,
+        width_method="energy",
         merge=(1,) + (0,) * 11,
         loss=0.1,
         sublayers=(),
         table={"unpruned_p50_ms": 1.0, "rest": 0.1},
+        exact=True,
         solve_ms=1,
     )
     plan = planned(text=SEARCHED)
 
-    after, _ = replan(plan, plan.targets[0], decision, plan.targets[0].candidates[0])
+    after, _ = replan(plan, plan.targets[0], decision, {plan.targets[0].candidates[0].name})
 
     assert [step.stage for step in after.compressed][:4] == ["resize_input", "prune_width", "prune", "merge_tokens"]
     assert after.compressed[0].options.size == (24, 24)  # type: ignore[attr-defined]
     assert after.compressed[1].options.width == 96  # type: ignore[attr-defined]
+    assert after.compressed[1].options.method == "energy"  # type: ignore[attr-defined]
     assert after.compressed[3].options.counts == decision.merge  # type: ignore[attr-defined]
 
 

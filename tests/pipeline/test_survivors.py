@@ -21,8 +21,10 @@ class PlayedRunner:
     target: str = "cpu"
     brought: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
 
     def bring(self, step: Any) -> None:
+        self.tried.append(step.key)
         if step.key in self.failing:
             raise self.failing[step.key]
         if step.key not in self.brought:
@@ -74,6 +76,23 @@ def test_one_that_fails_loses_with_its_reason_at_every_batch(error: Exception) -
     assert [one.name for one in left.other_batches[8]] == ["onnxruntime fp32"]
     assert left.passed_over == (("tensorrt", "no GPU"), ("openvino int8", f"failed: {error}"))
     assert runner.told == [f"warning: candidate openvino int8 is out: {error}"]
+
+
+def test_what_failed_for_one_is_not_tried_again_for_another() -> None:
+    graph = ("source", "export", "quantize")
+    plan = target(
+        ("onnxruntime int8", chain(*graph, "compile ort")),
+        ("openvino int8", chain(*graph, "compile ov")),
+        ("onnxruntime fp32", chain("source", "export", "compile fp32")),
+    )
+    runner = PlayedRunner({"quantize": StageError("out of memory after an hour")})
+
+    left = bring(runner, plan)
+
+    assert [one.name for one in left.candidates] == ["onnxruntime fp32"]
+    assert runner.tried.count("quantize") == 1
+    assert [name for name, _ in left.passed_over] == ["tensorrt", "onnxruntime int8", "openvino int8"]
+    assert len(runner.told) == 2
 
 
 def test_one_whose_unpruned_counterpart_cannot_be_built_is_out_too() -> None:

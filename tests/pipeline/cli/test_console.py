@@ -62,7 +62,7 @@ def test_a_terminal_shows_the_same_lines() -> None:
     with LiveDisplay(console) as show:
         show(Event(kind="warning", step="openvino_gpu int8", message=LOST))
 
-    lines = written.getvalue().splitlines()
+    lines = written.getvalue().split("\n")
     assert lines[0].endswith(
         "warning: candidate openvino_gpu int8 is out: openvino lists"
     )  # behind what moves the cursor

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report import files
-from pipeline.report.files import HTML, JSON, MARKDOWN, read_report, to_json, write_report
+from pipeline.report.files import FORMAT, HTML, JSON, MARKDOWN, read_report, to_json, write_report
 from pipeline.report.html import to_html
 from pipeline.report.markdown import to_markdown
 from targets import atomic
@@ -171,6 +171,24 @@ def test_a_page_that_cannot_be_drawn_leaves_the_old_files(example, tmp_path, mon
     assert contents(tmp_path) == old
 
 
+# Older versions.
+
+
+def test_a_report_of_version_1_is_read_and_says_what_it_did_not_know(root):
+    old = read_report(root / "tests" / "golden" / "report" / "version_1.json")
+
+    assert old.format == FORMAT != "vitrim.report/1"
+    assert old.accuracy.images_digest == ""
+    assert old.accuracy.images == 1100
+    assert read_report(root / "tests" / "golden" / "report").replace(format=FORMAT) == old
+
+
+def test_an_old_report_is_written_anew_in_the_version_of_today(root, tmp_path):
+    write_report(tmp_path, read_report(root / "tests" / "golden" / "report" / "version_1.json"))
+
+    assert json.loads((tmp_path / JSON).read_text())["format"] == FORMAT
+
+
 # Files that are no report.
 
 
@@ -194,7 +212,8 @@ def test_a_missing_report_says_what_to_give(tmp_path):
         (b'{"a": 1}', "is no vitrim report"),
         (b'{"format": "vitrim.recipe/1"}', "is no vitrim report"),
         (b'{"format": ["vitrim.report/1"]}', "is no vitrim report"),
-        (b'{"format": "vitrim.report/2"}', "update vitrim"),
+        (b'{"format": "vitrim.report/3"}', "update vitrim"),
+        (b'{"format": "vitrim.report/2"}', "Field required"),
         (b'{"format": "vitrim.report/0"}', "build it again"),
         (b'{"format": "vitrim.report/' + b"9" * 5000 + b'"}', "is no vitrim report"),
         (b'{"format": "vitrim.report/1"}', "Field required"),

@@ -6,12 +6,20 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.report import figures, html, tables
 from pipeline.report.html import to_html
 from pipeline.report.record import OperatorTime
+from stages.prune.options import BlockShape, PruneOptions
+from stages.prune.prune import prune
+from stages.prune_mlp.options import PruneMlpOptions
+from stages.prune_mlp.prune import prune as prune_mlp
+from stages.vit.model import ViT
+from stages.vit.spec import BlockSpec, ViTSpec
+from targets.preprocess import Preprocess
 
 VOID = {"meta", "br"}
 APART = {"td", "th", "dt", "dd", "p", "li", "span"}
@@ -262,14 +270,30 @@ def test_every_kind_of_attention_change_is_drawn(example):
     assert "block 0: 3 → 0" in page.text
 
 
-def test_redundancy_is_drawn_where_a_stage_counted_it(example):
-    rows = [{"block": index, "width_before": 64, "width_after": 32, "alike": 5 * index} for index in range(3)]
-    facts = {"blocks": rows, "alike_above": 0.98}
-    page = to_html(example.replace(stages=(example.stages[1].replace(name="prune_mlp", facts=facts),)))
+@pytest.mark.parametrize("stage", ["prune", "prune_mlp"])
+def test_redundancy_is_drawn_where_a_stage_counted_it(example, stage):
+    facts = pruned_facts(stage)
+    alike = [row["alike"] for row in facts["blocks"]]
+    page = to_html(example.replace(stages=(example.stages[1].replace(name=stage, facts=facts),)))
 
-    assert "15 of 192 neurons are more than 0.98 alike" in page
-    assert "block 2: 10 of 64" in page
+    assert f"{sum(alike)} of 32 neurons are more than 0.98 alike" in page
+    assert f"block 1: {alike[1]} of 16" in page
     assert "redundancy" not in to_html(example)
+
+
+def pruned_facts(stage):
+    """What a real stage says of a model of two blocks, whose attentions it leaves alone."""
+    block = BlockSpec(heads=1, d_qk=8, d_v=8, scale=8**-0.5, mlp_width=16, norm1_eps=1e-6, norm2_eps=1e-6)
+    size = Preprocess(height=16, width=16)
+    spec = ViTSpec(architecture="small", preprocess=size, patch_size=(8, 8), width=8, classes=3, blocks=(block,) * 2)
+    pictures = [torch.randn(60, 3, 16, 16, generator=torch.Generator().manual_seed(0))]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ViT(spec.model_dump(mode="json")).eval()
+    if stage == "prune":
+        shapes = tuple(BlockShape.of(one).replace(mlp_width=8) for one in spec.blocks)
+        return prune(model, spec, PruneOptions(blocks=shapes), pictures)[2]
+    return prune_mlp(model, spec, PruneMlpOptions(keep=0.5), pictures)[2]
 
 
 @pytest.mark.parametrize("rows", ["<b>", [1], [{"block": 0}], [{"block": 0, "width_before": "9", "alike": 1}], {}])

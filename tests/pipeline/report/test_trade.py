@@ -21,7 +21,12 @@ def test_the_sentence_says_limits_loss_and_what_uniform_shapes_lose(decision) ->
     assert "int8 OpenVINO" in text
     assert "0.56 nats of KL divergence predicted, 13 of 24 sublayers changed" in text
     assert "The same share of every sublayer, at that latency: 0.28" in text
-    assert "Solved exactly in 14 ms." in text
+    assert text.endswith("Found in 14 ms by weighing several limits at once: a good choice, not proven the best.")
+
+
+def test_only_an_exact_solution_is_called_so(decision) -> None:
+    assert trade.sentence(decision.replace(exact=True)).endswith(". Solved exactly in 14 ms.")
+    assert "exactly" not in trade.sentence(decision)
 
 
 def test_the_sentence_says_what_scales_all_sublayers(decision) -> None:

@@ -104,6 +104,40 @@ def test_what_is_a_little_too_slow_whole_is_priced_then() -> None:
     assert [one.name for one in played.pursuit.tried] == ["224", "cut"]  # type: ignore[attr-defined]
 
 
+def priced_after_all(cut: Ground, *, priced: int = 9) -> Played:
+    """A size that is a little too slow whole, and what its prices make of it."""
+    whole = Ground("whole", 0.2, 0.2, kept=False)
+    played = Played({}, priced=priced)
+
+    def price(one: Glimpse, best: float | None) -> list[Ground]:
+        played.asked.append("take whole" if one.fits else "price")
+        return [whole if one.fits else cut]
+
+    played.pursuit.price = price  # type: ignore[assignment]
+    return played
+
+
+def test_what_was_cut_stands_before_what_is_too_slow_whole_though_neither_keeps_the_limit_beyond_doubt() -> None:
+    played = priced_after_all(Ground("cut", 0.21, 0.25, kept=False))
+
+    assert played.run(Ground("224", None, None), [glimpse("176", 0.2, 0.0, fits=True)]) == "cut"
+    assert [one.name for one in played.pursuit.tried] == ["224", "cut"]  # type: ignore[attr-defined]
+
+
+def test_the_chosen_ground_is_among_those_that_are_told() -> None:
+    played = priced_after_all(Ground("cut", 0.21, None))
+
+    assert played.run(Ground("224", None, None), [glimpse("176", 0.2, 0.0, fits=True)]) == "whole"
+    assert [one.name for one in played.pursuit.tried] == ["224", "whole", "cut"]  # type: ignore[attr-defined]
+
+
+def test_nothing_is_priced_that_no_round_is_left_for() -> None:
+    played = priced_after_all(Ground("cut", 0.21, 0.22), priced=1)
+
+    assert played.run(Ground("224", 0.1, 0.9, kept=False), [glimpse("176", 0.2, 0.0, fits=True)]) == "whole"
+    assert played.asked == ["build 224", "take whole", "build whole"]
+
+
 def test_what_is_too_slow_whole_stays_where_no_prices_are_left() -> None:
     played = Played({"176": Ground("176", 0.2, 0.2, kept=False)}, priced=0)
 

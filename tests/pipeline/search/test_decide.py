@@ -84,6 +84,27 @@ def test_several_limits_hold_together_and_lose_little_more_than_they_must(
     assert found.loss <= 1.1 * brute_force(small, limits) + 0.02
 
 
+@pytest.mark.parametrize(
+    ("latency", "parameters", "exact"),
+    [(0.5, 0.97, True), (0.97, 0.5, True), (0.5, 2.0, True), (0.5, 0.5, False)],
+)
+def test_a_choice_is_called_exact_where_one_of_several_limits_decides_alone(
+    small: Allocator, latency: float, parameters: float, exact: bool
+) -> None:
+    whole = small.uniform(shares=(1.0,))[0]
+    limits = {
+        name: small.cheapest(name) + share * (small.total(whole, name) - small.cheapest(name))
+        for name, share in (("latency", latency), ("parameters", parameters))
+    }
+
+    found = small.solve(limits)
+
+    assert found is not None
+    assert found.exact is exact
+    if exact:
+        assert found.loss == pytest.approx(brute_force(small, limits), rel=1e-6)
+
+
 def test_a_budget_that_nothing_keeps_has_no_answer(allocator: Allocator) -> None:
     assert allocator.solve({"latency": 0.99 * allocator.cheapest("latency")}) is None
     assert allocator.solve({"latency": 1.01 * allocator.cheapest("latency")}) is not None

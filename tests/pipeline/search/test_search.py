@@ -17,6 +17,7 @@ from pipeline.search.workbench import Workbench
 from pipeline.store import Store
 from stages.offers.record import OFFERS_FILE, MergeOffer, Offers
 from stages.prune.options import PruneOptions, with_shapes
+from stages.prune_width.options import PruneWidthOptions
 from stages.vit.counts import count_macs, count_params
 from stages.vit.spec import ViTSpec
 from targets.errors import InputError
@@ -254,6 +255,26 @@ def test_the_stream_narrows_where_that_loses_less(
     assert [one.width for one in decision.grounds] == [16, 8]
     spec = plain_spec.replace(blocks=blocks_of(plain_spec, decision), width=decision.width or 16)
     assert scaled(spec) / scaled(plain_spec) <= 0.55
+
+
+@pytest.mark.parametrize(("changes", "method"), [({}, "rotate"), ({"norm_placement": "post"}, "energy")], ids=str)
+def test_a_stream_that_cannot_be_rotated_is_narrowed_by_energy(
+    played: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], method: str
+) -> None:
+    search = played(scaled, Budget(latency_ratio=0.55), search={"widths": [0.5]})
+    search.bench.spec = search.bench.spec.replace(**changes)
+    asked: list[dict[str, Any]] = []
+
+    def planned(self: Workbench, after: Any, stage: str, title: str, **options: Any) -> str:
+        asked.append(PruneWidthOptions.model_validate(options).model_dump())
+        return "model prune_width"
+
+    monkeypatch.setattr(Workbench, "planned", planned)
+
+    decision = run(search)
+
+    assert [(one["method"], one["keep"]) for one in asked] == [(method, 0.5)]
+    assert decision.width_method == method
 
 
 @pytest.mark.parametrize(("base", "chosen"), [(0.0, (16, 16)), (50.0, None)])

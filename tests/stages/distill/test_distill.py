@@ -1,5 +1,6 @@
 """The distill stage."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stages.data.images import ImageSet
-from stages.distill.distillation import drawn_at
+from stages.distill.distillation import drawn_at, looks
 from stages.distill.stage import STAGE, DistillOptions
 from stages.distill.teacher import resizing
 from stages.stage import Role
@@ -214,6 +215,50 @@ def test_options_that_make_no_sense_are_refused(option: str, value: object) -> N
 def test_it_reads_training_images_alone() -> None:
     assert STAGE.roles(DistillOptions()) == (Role.TRAIN,)
     assert STAGE.roles(DistillOptions(held_out="select")) == (Role.TRAIN,)
+
+
+@pytest.mark.parametrize(
+    ("options", "roles"),
+    [
+        ({}, (Role.SELECT,)),
+        ({"labels_weight": 1.0}, ()),
+        ({"stop_when_flat": False}, ()),
+        ({"stop_when_flat": True}, ()),
+    ],
+    ids=str,
+)
+def test_select_says_when_it_is_enough_where_there_is_any_and_labels_are_not_learnt(
+    options: dict[str, Any], roles: tuple[Role, ...]
+) -> None:
+    assert STAGE.also_reads(DistillOptions.model_validate(options)) == roles
+
+
+@pytest.mark.parametrize(("seen", "judged", "often"), [(20_000, 300, 20), (4096, 300, 6), (4096, 512, 4), (64, 256, 4)])
+def test_looking_takes_at_most_a_quarter_of_the_training(seen: int, judged: int, often: int) -> None:
+    assert looks(seen, judged) == often
+    if seen >= 8 * judged:
+        assert 2 * judged * often <= 4 * seen / 4
+    assert looks(seen, 0) == 20
+
+
+def test_weight_decay_that_ends_somewhere_begins_somewhere() -> None:
+    with pytest.raises(ValidationError, match="weight_decay_end goes with a weight_decay above 0"):
+        DistillOptions(weight_decay_end=0.2)
+    assert DistillOptions(weight_decay=0.04, weight_decay_end=0.2).weight_decay_end == 0.2
+
+
+def test_a_student_that_training_only_harms_is_given_back_by_default(
+    teacher: Path, colours: Any, train_context: Any
+) -> None:
+    there = train_context(teacher, colours(40), source=teacher)
+    images = {**there.images, Role.SELECT: colours(60, seed=9)}
+    facts = STAGE.run(QUICK.replace(lr=0.1), replace(there, images=images)).facts
+
+    assert (facts["best_step"], facts["stopped_early"]) == (0, True)
+    assert facts["held_out_images"] == 60
+    assert facts["images"] == 40
+    before, after = load_state(teacher), load_state(there.output)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_select_can_say_when_it_is_enough() -> None:

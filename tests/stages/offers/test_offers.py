@@ -19,7 +19,7 @@ from stages.prune.options import BlockShape, PruneOptions
 from stages.prune.prune import prune
 from stages.vit.files import save_model
 from stages.vit.model import ViT
-from stages.vit.spec import ViTSpec
+from stages.vit.spec import WEIGHTS_FILE, ViTSpec
 from targets.errors import InputError
 
 MakeModel = Callable[..., tuple[ViT, ViTSpec]]
@@ -203,3 +203,29 @@ def test_a_merging_model_is_refused(make_model: MakeModel, pictures: list[Tensor
 
     with pytest.raises(InputError, match="put merge_tokens behind prune"):
         price(model, spec.replace(merge=(1, 0, 0)), pictures)
+
+
+def test_too_few_images_are_refused_before_the_weights_are_read(
+    tiny_spec: Callable[..., ViTSpec],
+    tiny_folder: Callable[..., Path],
+    colours: Callable[..., ImageSet],
+    tmp_path: Path,
+) -> None:
+    folder = tiny_folder(tiny_spec())
+    (folder / WEIGHTS_FILE).unlink()
+
+    def price(**options: Any) -> None:
+        offers_of_folder(
+            OPTIONS.replace(**options),
+            model_folder=folder,
+            source_folder=folder,
+            output=tmp_path,
+            fit=colours(40),
+            select=colours(20, seed=1),
+            tell=lambda message, share: None,
+        )
+
+    with pytest.raises(InputError, match=r"12 images have 60 tokens, .* 64 neurons; give at least 13"):
+        price(fit_images=12)
+    with pytest.raises(InputError, match=r"6 images have 30 tokens, .* 32 inputs of proj; give at least 7"):
+        price(fit_images=6, mlp=False)

@@ -212,3 +212,68 @@ def test_sizes_that_a_search_cannot_try_are_refused_beforehand(make_model: MakeM
     assert reshaped(PruneOptions.model_validate({"search": {"sizes": [patch, 2 * patch]}}), spec) == spec
     with pytest.raises(InputError, match="no multiple of the patch"):
         reshaped(PruneOptions.model_validate({"search": {"sizes": [patch + 1]}}), spec)
+
+
+def test_widths_that_a_search_cannot_try_are_refused_beforehand(make_model: MakeModel) -> None:
+    _, spec = make_model()
+    asked = PruneOptions.model_validate({"search": {"widths": [0.5]}})
+    no_rotation = spec.replace(norm_placement="post")
+
+    assert reshaped(asked, spec) == spec
+    assert reshaped(asked, no_rotation) == no_rotation  # narrowed by energy instead
+    with pytest.raises(InputError, match="needs a model with a head"):
+        reshaped(asked, spec.replace(classes=0))
+
+
+def test_random_neurons_are_drawn_for_each_block_and_seed_as_by_prune_mlp(
+    make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model()
+    halved = shapes(spec, b0={"mlp_width": 16}, b1={"mlp_width": 16}, b2={"mlp_width": 16})
+    asked = PruneOptions(blocks=halved, mlp_method="random", repair="none")
+
+    drawn = {}
+    for seed in (0, 1):
+        ours, _, _ = prune(model, spec, asked, pictures, seed=seed)
+        theirs, _, _ = prune_mlp(
+            model, spec, PruneMlpOptions(keep=0.5, method="random", repair="none"), None, seed=seed
+        )
+        assert torch.equal(logits(ours, pictures), logits(theirs, pictures))
+        for before, after in zip(model.blocks, ours.blocks, strict=True):
+            rows = [int((before.mlp.fc1.weight == row).all(dim=1).nonzero()) for row in after.mlp.fc1.weight]
+            drawn[len(drawn)] = tuple(rows)
+
+    assert len(set(drawn.values())) == 2 * len(spec.blocks)
+
+
+def test_few_images_are_mentioned(
+    make_model: MakeModel, pictures: list[Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, spec = make_model()
+    few = [pictures[0][:8]]  # 40 tokens
+
+    _, _, of_mlps = prune(model, spec, PruneOptions(blocks=shapes(spec, b1={"mlp_width": 16})), few)
+    _, _, of_both = prune(model, spec, PruneOptions(blocks=shapes(spec, b1={"mlp_width": 16, "d_v": 6})), few)
+    _, _, enough = prune(model, spec, PruneOptions(blocks=shapes(spec, b1={"mlp_width": 16, "d_v": 6})), pictures)
+
+    assert of_mlps["warning"] == "40 tokens of calibration images for 32 neurons are few: give 10 times as many tokens"
+    assert "40 tokens of calibration images for 24 inputs of proj are few" in of_both["warning"]
+    assert of_mlps["warning"] in caplog.text
+    assert "warning" not in enough
+
+
+def test_mlps_are_refined_once_by_default_where_that_can_be_done(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    halved = {"b1": {"mlp_width": 16}}
+
+    def passes(*, few: bool = False, **changes: Any) -> int:
+        model, spec = make_model(**({"norm_placement": "post"} if changes.pop("post", False) else {}))
+        options = PruneOptions.model_validate({"blocks": shapes(spec, **halved), **changes})
+        _, _, facts = prune(model, spec, options, [pictures[0][:20]] if few else pictures)
+        return facts["blocks"][0].get("refined", {}).get("passes", 0)
+
+    assert passes() == 1
+    assert passes(few=True) == 0
+    assert passes(repair="parallel") == 0
+    assert passes(post=True) == 0
+    assert passes(refine=0) == 0
+    assert passes(refine=2, few=True) == 2

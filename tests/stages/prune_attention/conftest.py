@@ -39,6 +39,11 @@ def make_model() -> MakeModel:
         )
         model = ViT(spec.model_dump(mode="json"))
         generator = torch.Generator().manual_seed(seed)
+        if spec.rope:
+            for one in model.blocks:
+                half = one.attn.rope.shape[-1] // 2
+                angles = 2 * torch.pi * torch.rand(*one.attn.rope.shape[1:3], half, generator=generator)
+                one.attn.rope = torch.stack([angles.sin(), angles.cos()]).repeat(1, 1, 1, 2)
         with torch.no_grad():
             for parameter in model.parameters():
                 spread = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3

@@ -108,13 +108,21 @@ def test_cheap_shapes_by_price_are_cheap_in_fact(make_model: MakeModel, pictures
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.8
 
 
-def test_what_a_norm_forbids_has_no_price(make_model: MakeModel, pictures: list[Tensor]) -> None:
-    model, spec = make_model(qk_norm_eps=1e-6)
+@pytest.mark.parametrize(
+    "kind",
+    [{"qk_norm_eps": 1e-6}, {"rope": True}, {"rope": True, "rope_per_head": True, "qk_norm_eps": 1e-6}],
+    ids=str,
+)
+def test_what_norms_and_rotary_positions_forbid_has_no_price(
+    kind: dict[str, Any], make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
 
     offer = price(model, spec, pictures)[0]
 
     assert bool(offer.qk_error[:, :-1].isinf().all())
     assert bool(offer.v_error.isfinite().all())
+    assert bool(offer.head_error.isfinite().all())
 
 
 def test_pricing_changes_nothing(make_model: MakeModel, pictures: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ from stages.prune_attention.options import AttentionShape, PruneAttentionOptions
 from stages.prune_attention.prune import prune
 from stages.prune_attention.weights import attention_of, read, write
 from stages.vit.counts import count_params
-from stages.vit.model import ViT
+from stages.vit.model import Attention, ViT
 from stages.vit.spec import ViTSpec
 from targets.errors import InputError
 
@@ -274,6 +274,91 @@ def test_what_reads_no_images_needs_none(method: str, make_model: MakeModel) -> 
 
     assert facts["images"] == 0
     assert facts["summary"] == f"heads 3 to 2, d_qk 8 to 4, d_v 8 to 4 in 3 blocks, by {method}"
+
+
+ROPE: dict[str, dict[str, Any]] = {
+    "rope": {"rope": True},
+    "rope per head": {"rope": True, "rope_per_head": True},
+    "rope and qk-norm": {"rope": True, "qk_norm_eps": 1e-6},
+    "rope per head and qk-norm": {"rope": True, "rope_per_head": True, "qk_norm_eps": 1e-6},
+}
+
+
+@pytest.mark.parametrize("kind", ROPE.values(), ids=ROPE)
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_of_a_model_with_rotary_positions_a_head_that_gives_nothing_goes_and_the_others_turn_as_before(
+    kind: dict[str, Any], repair: str, make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
+    with torch.no_grad():
+        for index, block in enumerate(model.blocks):
+            block.attn.proj.weight[:, index * 8 : index * 8 + 8] = 0
+
+    pruned, pruned_spec, facts = prune(model, spec, options(keep=0.6, repair=repair, ridge=0.0), pictures)
+
+    torch.testing.assert_close(logits(pruned, pictures), logits(model, pictures), rtol=2e-3, atol=2e-3)
+    assert [row["heads_kept"] for row in facts["blocks"]] == [[1, 2], [0, 2], [0, 1]]
+    assert {(block.heads, block.d_qk, block.d_v) for block in pruned_spec.blocks} == {(2, 8, 8)}
+
+
+@pytest.mark.parametrize("kind", ROPE.values(), ids=ROPE)
+@pytest.mark.parametrize("method", METHODS)
+def test_with_rotary_positions_values_can_still_be_narrowed_and_q_and_k_stay(
+    kind: dict[str, Any], method: str, make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
+
+    pruned, pruned_spec, facts = prune(model, spec, options(v=0.5, heads=2, method=method), pictures)
+
+    assert {(block.heads, block.d_qk, block.d_v) for block in pruned_spec.blocks} == {(2, 8, 4)}
+    described = {name: tensor.shape for name, tensor in ViT(pruned_spec.model_dump(mode="json")).state_dict().items()}
+    assert described == {name: tensor.shape for name, tensor in pruned.state_dict().items()}
+    assert all(row["relative_error"] < 0.9 for row in facts["blocks"])
+    with pytest.raises(InputError, match=r"qk 0\.5 cannot be had: this model"):
+        prune(model, spec, options(qk=0.5, method=method), pictures)
+
+
+@pytest.mark.parametrize("kind", [{}, {"qk_norm_eps": 1e-6}, *ROPE.values()], ids=["plain", "qk-norm", *ROPE])
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_snp_takes_the_heads_whose_pairs_lie_along_the_logits_least(
+    kind: dict[str, Any], repair: str, make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
+    with torch.no_grad():  # lengths of weights must not decide: those of the pairs along the logits are cosines
+        for block in model.blocks:
+            block.attn.qkv.weight[:8] *= 50
+            block.attn.qkv.weight[48:] = block.attn.qkv.weight[48:56].repeat(3, 1)  # nor the values
+    entering = model.blocks[0].norm1(torch.cat([model.embed(batch) for batch in pictures]).detach())
+
+    _, _, facts = prune(model, spec, options(heads=2, method="snp", repair=repair), pictures)
+
+    attention = attention_of(model.blocks[0])
+    scores = logit_alignment(attention, entering, directions=4)
+    assert facts["blocks"][0]["heads_kept"] == sorted(scores.argsort(descending=True)[:2].tolist())
+
+
+def logit_alignment(attention: Attention, entering: Tensor, *, directions: int) -> Tensor:
+    """SNP's score of each head by its definition, with the N x N logits: [H]. entering: [B, N, D]."""
+    images, tokens, _ = entering.shape
+    q, k = (
+        norm(rows.reshape(images, tokens, attention.heads, attention.d_qk)).transpose(1, 2)
+        for norm, rows in zip(
+            (attention.q_norm, attention.k_norm),
+            attention.qkv(entering)[..., : 2 * attention.heads * attention.d_qk].chunk(2, dim=-1),
+            strict=True,
+        )
+    )
+    if attention.rope is not None:
+        sine, cosine = attention.rope
+        q, k = (
+            x * cosine + torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], dim=-1) * sine
+            for x in (q, k)
+        )
+    q, k = q.detach().double(), k.detach().double()
+    left, _, right = torch.linalg.svd(q @ k.mT)
+    along_q = left[..., :directions].mT @ (q / q.norm(dim=-2, keepdim=True))
+    along_k = right[..., :directions, :] @ (k / k.norm(dim=-2, keepdim=True))
+    return (along_q * along_k).abs().sum(dim=(-2, -1)).mean(dim=0)
 
 
 @pytest.mark.parametrize("kind", [{"qk_norm_eps": 1e-6}, {"attention_norm_eps": 1e-6}], ids=str)

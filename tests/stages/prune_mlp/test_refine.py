@@ -33,7 +33,7 @@ def test_a_refined_model_answers_more_like_the_source(
     make_model: MakeModel, batches: list[Tensor], kind: dict[str, Any]
 ) -> None:
     model, spec = make_model(**kind)
-    plain, _, _ = prune(model, spec, PruneMlpOptions(keep=0.5), batches)
+    plain, _, _ = prune(model, spec, PruneMlpOptions(keep=0.5, refine=0), batches)
     refined, _, facts = prune(model, spec, PruneMlpOptions(keep=0.5, refine=20, refine_lr=0.01), batches)
 
     assert distance(model, refined) < 0.9 * distance(model, plain)
@@ -43,7 +43,7 @@ def test_a_refined_model_answers_more_like_the_source(
 
 def test_a_refinement_that_does_not_help_is_taken_back(make_model: MakeModel, batches: list[Tensor]) -> None:
     model, spec = make_model()
-    plain, _, _ = prune(model, spec, PruneMlpOptions(keep=0.5), batches)
+    plain, _, _ = prune(model, spec, PruneMlpOptions(keep=0.5, refine=0), batches)
     spoilt, _, facts = prune(model, spec, PruneMlpOptions(keep=0.5, refine=3, refine_lr=100.0), batches)
 
     assert all(row["refined"]["error_after"] > row["refined"]["error_before"] for row in facts["blocks"])
@@ -80,6 +80,36 @@ def test_a_single_chunk_of_images_is_enough(make_model: MakeModel, batches: list
     _, _, facts = prune(model, spec, PruneMlpOptions(keep=0.5, refine=2), batches[:1])
 
     assert len(facts["blocks"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "few", "passes"),
+    [
+        ({}, {}, False, 1),
+        ({}, {}, True, 0),
+        ({}, {"norm_placement": "post"}, False, 0),
+        ({"repair": "parallel"}, {}, False, 0),
+        ({"repair": "none"}, {}, False, 0),
+        ({"refine": 0}, {}, False, 0),
+        ({"refine": 1}, {}, True, 1),
+    ],
+    ids=str,
+)
+def test_one_pass_is_the_default_where_it_can_be_done_and_images_are_enough(
+    options: dict[str, Any],
+    kind: dict[str, Any],
+    few: bool,
+    passes: int,
+    make_model: MakeModel,
+    batches: list[Tensor],
+) -> None:
+    model, spec = make_model(**kind)
+    images = [batches[0][:8]] if few else batches
+
+    _, _, facts = prune(model, spec, PruneMlpOptions.model_validate({"keep": 0.5, **options}), images)
+
+    assert {row.get("refined", {}).get("passes", 0) for row in facts["blocks"]} == {passes}
+    assert ("refined in 1 pass" in facts["summary"]) is bool(passes)
 
 
 @pytest.mark.parametrize("repair", ["parallel", "none"])

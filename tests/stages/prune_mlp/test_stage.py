@@ -53,7 +53,9 @@ def test_a_pruned_folder_loads_and_keeps_its_labels(context: Callable[..., Stage
     assert load_labels(there.output) == list("abcde")
     assert result.facts["images"] == 40
     assert result.facts["tokens"] == 40 * 17
-    assert result.facts["summary"] == "24 of 72 neurons in 3 blocks removed by ols, fc2 repaired (sequential)"
+    assert result.facts["summary"] == (
+        "24 of 72 neurons in 3 blocks removed by ols, fc2 repaired (sequential), refined in 1 pass"
+    )
     assert not list(there.scratch.iterdir())
 
 

@@ -5,13 +5,15 @@ from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.training.loop import EVALUATIONS, PATIENCE, Training, train
+from stages.training.loop import EVALUATIONS, Training, train
+from stages.training.optimizer import set_weight_decay
 from stages.training.pictures import Batch
 from targets.errors import StageError
 
@@ -181,7 +183,7 @@ def held_out() -> list[Batch]:
 
 def test_training_stops_when_held_out_images_gain_nothing_and_keeps_the_best_weights(tmp_path: Path) -> None:
     line = Line()
-    values = iter([9.0, 4.0, 2.0, 1.0, 3.0, 1.0, 0.9999, 5.0, 5.0])
+    values = iter([9.0, 4.0, 2.0, 1.0, 3.0, 1.0, 0.9999, 5.0, 5.0, 5.0])
     weights: list[Tensor] = []
 
     def loss(batch: Batch) -> dict[str, Tensor]:
@@ -194,8 +196,99 @@ def test_training_stops_when_held_out_images_gain_nothing_and_keeps_the_best_wei
 
     assert facts["stopped_early"]
     assert facts["best_step"] == 3 * 200 // EVALUATIONS
-    assert facts["steps"] == (3 + PATIENCE) * 200 // EVALUATIONS
+    assert facts["steps"] == (3 + 4) * 200 // EVALUATIONS + 20  # four looks without gain, then the rate falls
     assert torch.equal(line.module.weight, weights[3])
+
+
+def test_once_training_is_flat_the_learning_rate_falls_to_its_end_and_a_gain_in_that_still_counts(
+    tmp_path: Path,
+) -> None:
+    line = Line()
+    values = iter([2.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 0.5])
+    rates: list[float] = []
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        return line.loss(batch) if line.module.training else {"squares": torch.tensor(next(values))}
+
+    training = replace(PLAIN, steps=200)
+    with patch("stages.training.loop.set_learning_rate", lambda optimizer, rate: rates.append(rate)):
+        facts = train(line.module, loss, line.data, training, scratch=tmp_path, held_out=held_out)
+
+    assert rates[:50] == [training.lr_at(step) for step in range(50)]  # flat at step 50
+    assert rates[50] == training.lr_at(50)
+    assert torch.tensor(rates[50:]).diff().tolist() == pytest.approx(
+        [-(rates[50] - training.floor_share * training.lr) / 20] * 19, rel=1e-4
+    )
+    assert len(rates) == facts["steps"] == facts["best_step"] == 70
+
+
+def test_a_training_that_is_flat_near_its_end_goes_on_as_planned(tmp_path: Path) -> None:
+    line = Line()
+    looks = 0
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        nonlocal looks
+        if line.module.training:
+            return line.loss(batch)
+        looks += 1
+        return {"squares": torch.tensor(1.0 / min(looks, 16))}
+
+    facts = train(line.module, loss, line.data, replace(PLAIN, steps=200), scratch=tmp_path, held_out=held_out)
+
+    assert not facts["stopped_early"]
+    assert facts["steps"] == 200
+
+
+def test_small_gains_add_up_to_one_that_counts(tmp_path: Path) -> None:
+    line = Line()
+    value = 1.0
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        nonlocal value
+        if line.module.training:
+            return line.loss(batch)
+        value *= 0.9995
+        return {"squares": torch.tensor(value)}
+
+    facts = train(line.module, loss, line.data, PLAIN, scratch=tmp_path, held_out=held_out)
+
+    assert not facts["stopped_early"]
+    assert facts["best_step"] >= 57
+
+
+@pytest.mark.parametrize(("looks", "patience"), [(20, 4), (10, 2), (4, 2)])
+def test_patience_is_a_share_of_the_looks(looks: int, patience: int, tmp_path: Path) -> None:
+    line = Line()
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        return line.loss(batch) if line.module.training else {"squares": torch.tensor(1.0)}
+
+    training = replace(PLAIN, steps=100, evaluations=looks)
+    facts = train(line.module, loss, line.data, training, scratch=tmp_path, held_out=held_out)
+
+    assert facts["steps"] == patience * 100 // looks + 10
+
+
+def test_weight_decay_moves_to_its_end_on_half_a_cosine_and_only_where_there_is_any(tmp_path: Path) -> None:
+    line = Line()
+    seen: list[list[float]] = []
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        return line.loss(batch)
+
+    def note(optimizer: torch.optim.Optimizer, decay: float) -> None:
+        set_weight_decay(optimizer, decay)
+        seen.append([group["weight_decay"] for group in optimizer.param_groups])
+        assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
+
+    training = Training(steps=8, lr=0.1, weight_decay=0.04, weight_decay_end=0.2, betas=(0.8, 0.9))
+    with patch("stages.training.loop.set_weight_decay", note):
+        train(line.module, loss, line.data, training, scratch=tmp_path)
+
+    wanted = [0.2 - 0.16 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert [one[0] for one in seen] == pytest.approx(wanted)
+    assert wanted[0] == pytest.approx(0.04)
+    assert {one[1] for one in seen} == {0.0}  # the bias
 
 
 def test_a_training_that_still_gains_is_not_stopped(tmp_path: Path) -> None:

@@ -136,13 +136,7 @@ def test_two_processes_end_as_one_does(kind: str, folder: Path, root: Path) -> N
     before, one, two = (load_state(path) for path in (folder / "model", alone / "result", together / "result"))
 
     assert max(float((one[name] - before[name]).abs().max()) for name in one) > 1e-3
-    for name, tensor in one.items():
-        if name.endswith("qkv.bias"):
-            # Softmax does not see the keys' bias: its gradient is rounding alone, which Adam makes as large as any.
-            tensor, two[name] = (torch.cat([x[:16], x[32:]]) for x in (tensor, two[name]))
-        torch.testing.assert_close(
-            two[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    same_weights(two, one)
     assert found["gradient_norms"] == pytest.approx(expected["gradient_norms"], rel=1e-3)
     assert found.pop("processes") == 2
     assert found.keys() == expected.keys()
@@ -156,20 +150,60 @@ def test_two_processes_end_as_one_does(kind: str, folder: Path, root: Path) -> N
 def test_two_processes_killed_end_with_the_same_bytes(kind: str, folder: Path, root: Path) -> None:
     whole, killed = copy_of(folder, "whole"), copy_of(folder, "killed")
     run(kind, whole, root, processes=2)
-    started = start(kind, killed, root, processes=2, pause=0.05)
+    kill_half_way(kind, killed, root, processes=2)
+    run(kind, killed, root, processes=2)
+
+    assert (killed / "result/model.safetensors").read_bytes() == (whole / "result/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (("finetune", 2), ("finetune", 1)),
+        (("finetune", 1), ("finetune", 2)),
+        (("finetune", 2), ("finetune-sharded", 2)),
+        (("finetune-sharded", 2), ("finetune", 1)),
+    ],
+    ids=lambda one: f"{one[1]} {one[0]}",
+)
+def test_a_killed_training_goes_on_in_another_number_of_processes_sharded_or_not(
+    first: tuple[str, int], then: tuple[str, int], folder: Path, root: Path
+) -> None:
+    alone, killed = copy_of(folder, "alone"), copy_of(folder, "killed")
+    expected = run("finetune", alone, root, processes=1)
+    kill_half_way(first[0], killed, root, processes=first[1])
+    began = _newest(killed)
+    found = run(then[0], killed, root, processes=then[1])
+
+    assert found["steps"] == expected["steps"]
+    made: list[float] = found["gradient_norms"]  # type: ignore[assignment]
+    assert 0 < len(made) == expected["steps"] - began  # type: ignore[operator]  # it went on, and did not begin again
+    same_weights(load_state(killed / "result"), load_state(alone / "result"))
+
+
+def kill_half_way(kind: str, folder: Path, root: Path, *, processes: int) -> None:
+    """Start a training and kill all of it after some checkpoints."""
+    started = start(kind, folder, root, processes=processes, pause=0.05)
     try:
-        while not any((killed / "scratch").glob("step-*.json")) or _newest(killed) < 9:
+        while not any((folder / "scratch").glob("step-*.json")) or _newest(folder) < 9:
             assert all(one.poll() is None for one in started), "they ended before they could be killed"
             time.sleep(0.01)
     finally:
         for one in started:
             one.send_signal(signal.SIGKILL)
             one.wait()
-    assert not (killed / "result").exists()
-    assert 9 <= _newest(killed) < 46
-    run(kind, killed, root, processes=2)
+    assert not (folder / "result").exists()
+    assert 9 <= _newest(folder) < 46
 
-    assert (killed / "result/model.safetensors").read_bytes() == (whole / "result/model.safetensors").read_bytes()
+
+def same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    for name, tensor in expected.items():
+        mine = found[name]
+        if name.endswith("qkv.bias"):
+            # Softmax does not see the keys' bias: its gradient is rounding alone, which Adam makes as large as any.
+            tensor, mine = (torch.cat([x[:16], x[32:]]) for x in (tensor, mine))
+        torch.testing.assert_close(mine, tensor, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def _newest(folder: Path) -> int:

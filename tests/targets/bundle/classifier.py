@@ -1,5 +1,6 @@
 """A tiny real classifier: its three logits are the mean red, green and blue, times ten."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -90,4 +91,14 @@ def reseal(bundle: Path) -> None:
     for name in manifest["files"]:
         path = bundle / name
         manifest["files"][name] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    reseal_manifest(bundle, manifest)
+
+
+def reseal_manifest(bundle: Path, manifest: dict[str, object]) -> None:
+    """Write a manifest with the digests that go with it."""
+    from targets.bundle.run import SUMS, sums_text
+
+    text = json.dumps(manifest)
+    (bundle / "manifest.json").write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (bundle / SUMS).write_text(sums_text(manifest["files"], digest))  # type: ignore[arg-type]  # plain JSON

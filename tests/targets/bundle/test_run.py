@@ -233,6 +233,24 @@ def test_a_damaged_bundle_does_not_run(make_bundle, red):
     assert done.stderr == "error: this bundle is damaged: 'pixels.py' was changed; get it again\n"
 
 
+def test_a_program_that_imports_it_leaves_a_complete_bundle(make_bundle, red):
+    bundle = make_bundle(at="a b — ü/bundle")
+    code = (
+        f"import sys; sys.path.insert(0, {str(bundle)!r}); import run;"
+        f"print([run.Bundle().classify({str(red)!r}, top=1)[0]['label'] for _ in range(2)])"
+    )
+    done = [
+        subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+        for _ in range(2)
+    ]
+
+    assert [(one.stdout, one.stderr) for one in done] == [("['red', 'red']\n", "")] * 2
+    assert list(bundle.rglob("*.pyc")), "Python wrote its cache, else nothing is shown here"
+    assert verify_bundle(bundle) == []
+    (bundle / "__pycache__" / "other.pyc").write_bytes(b"x")
+    assert verify_bundle(bundle) == ["'__pycache__/other.pyc' is extra"]
+
+
 def test_a_harmless_change_can_be_ignored(make_bundle, red):
     bundle = make_bundle()
     (bundle / "README.md").write_text("mine")

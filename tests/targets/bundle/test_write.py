@@ -19,15 +19,17 @@ from tiny_graphs import save_fp32
 from targets.atomic import sha256_of
 from targets.bundle import write as write_module
 from targets.bundle.board import build_script
-from targets.bundle.card import _text, _wilson, model_card
+from targets.bundle.card import _text, model_card, wilson
 from targets.bundle.manifest import BundleManifest, Tensor
 from targets.bundle.verify import verify_bundle
 from targets.bundle.write import write_bundle
 from targets.errors import InputError, StoreError
-from tests.targets.bundle.classifier import PREPROCESS, SPEC, write_engine_folder, write_onnx
+from tests.targets.bundle.classifier import PREPROCESS, SPEC, reseal_manifest, write_engine_folder, write_onnx
 
 FILES = {
     "README.md",
+    "SHA256SUMS",
+    "card.json",
     "engine/engine.json",
     "engine/model.onnx",
     "labels.json",
@@ -35,6 +37,7 @@ FILES = {
     "model.onnx",
     "pixels.py",
     "preprocessing.json",
+    "reproduce.sh",
     "run.py",
 }
 
@@ -48,7 +51,7 @@ def test_a_bundle_holds_what_is_needed_and_nothing_else(make_bundle):
 
     manifest = BundleManifest.model_validate_json((bundle / "manifest.json").read_bytes())
     assert set(content(bundle)) == FILES
-    assert set(manifest.files) == FILES - {"manifest.json"}
+    assert set(manifest.files) == FILES - {"manifest.json", "SHA256SUMS"}
     assert manifest.engine_sha256 == sha256_of(bundle / "engine" / "engine.json")
     assert (manifest.runtime, manifest.precision, manifest.batch) == ("onnxruntime", "fp32", 1)
     assert (manifest.output.name, manifest.output.kind, manifest.output.size) == ("logits", "logits", 3)
@@ -195,7 +198,7 @@ def test_extra_files_and_links_are_found(make_bundle, tmp_path):
     moved = (bundle / "model.onnx").rename(tmp_path / "model.onnx")
     (bundle / "model.onnx").symlink_to(moved)
 
-    assert verify_bundle(bundle) == ["'model.onnx' is missing", "'more' is extra", "'engine/more.bin' is extra"]
+    assert verify_bundle(bundle) == ["'model.onnx' is missing", "'engine/more.bin' is extra", "'more' is extra"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_a_manifest_that_lacks_a_field_is_found(make_bundle):
     bundle = make_bundle()
     manifest = json.loads((bundle / "manifest.json").read_text())
     del manifest["licence"]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    reseal_manifest(bundle, manifest)
 
     assert verify_bundle(bundle) == ["'manifest.json' is damaged: licence: Field required"]
 
@@ -462,7 +465,7 @@ def test_the_interval_of_a_share_is_that_of_scipy(share):
 
     expected = binomtest(round(share * 50), 50).proportion_ci(method="wilson")
 
-    assert _wilson(share, 50) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson(share, 50) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 @given(text=st.text())

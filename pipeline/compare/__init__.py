@@ -1,0 +1,1 @@
+"""Compare finished reports: across targets, runs and settings, saying a tie where it is one."""
