@@ -32,6 +32,7 @@ AGREEMENT_IMAGES = 512
 """images of `select` that stages are compared on, at most"""
 MEASURING_CODE = (
     "pipeline/validation.py",
+    "pipeline/parity.py",
     "pipeline/answers.py",
     "pipeline/pixels.py",
     "pipeline/statistics.py",
@@ -102,7 +103,13 @@ class TargetWork:
         write_report(output, report)
         away = self.target.profile if isinstance(self.target, AwayPlan) else None
         write_bundle_of(
-            output / "bundle", report=report, engine=engine, graph=graph, spec_folder=described, profile=away
+            output / "bundle",
+            report=report,
+            engine=engine,
+            graph=graph,
+            spec_folder=described,
+            profile=away,
+            options=getattr(built.winner, "options", None),
         )
         return report
 

@@ -17,6 +17,7 @@ from targets.bundle.verify import verify_bundle
 from targets.errors import InputError, StageError
 from targets.measure.measurement import Arrivals, Level
 from targets.preprocess import Preprocess
+from targets.runtimes.own import own_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,8 @@ SWEPT = (
     "throttled",
 )
 """what is told of each batch size"""
+BATCHES = ("batch_min", "batch_max")
+"""options of a runtime that are of one batch size"""
 SAME = ("hint", "streams")
 """options that an engine of another batch size is built with as the bundle's was"""
 
@@ -132,7 +135,8 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
 
     if not batches:
         return {}
-    options = json.loads((bundle / "engine" / "engine.json").read_text())["options"]
+    told = json.loads((bundle / "engine" / "engine.json").read_text())
+    options, own = told["options"], [name for name in own_table(manifest["runtime"]) if name not in BATCHES]
     found = {}
     with Worker() as worker:
         for batch in sorted(batches):
@@ -145,7 +149,8 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
                 precision=manifest["precision"],
                 batch=batch,
                 threads=options.get("threads"),
-                more={name: options[name] for name in SAME if options.get(name) is not None},
+                more={name: options[name] for name in (*SAME, *own) if options.get(name) is not None},
+                at_load={name: one for name, one in told.get("at_load", {}).items() if name in own},
             )
     return found
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from targets.board import COMPUTES, Power, Precision, RuntimeOptions, Software, Versions
 from targets.board import Board as Board
-from targets.board import Power, Precision, Software, Versions
 from targets.errors import InputError, UnknownNameError
 from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
 from targets.inherit import read_target
@@ -20,6 +20,7 @@ from targets.runtimes.intel.options import CPU, DEVICES, HINTS, hint_obstacle
 from targets.runtimes.nvidia.capability import LEGAL, pair_obstacle
 from targets.runtimes.nvidia.options import RTX
 from targets.runtimes.ort.ask import provider_obstacle
+from targets.runtimes.own import options_obstacle
 from targets.strict_yaml import Document
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -59,6 +60,9 @@ class RuntimeChoice(Record):
     )
     streams: int | None = Field(
         default=None, gt=0, description="openvino with hint throughput: queries side by side; null: it chooses"
+    )
+    options: RuntimeOptions = Field(
+        default={}, description="of the runtime's own table (docs/runtimes), e.g. workspace_mib: 1024"
     )
 
 
@@ -120,6 +124,10 @@ class TargetProfile(Record):
     power: Power = Power()
     runtimes: tuple[RuntimeChoice, ...] = Field(min_length=1)
     """in order of preference; the first in fp32 is the baseline's"""
+    prefer: tuple[Precision, ...] = Field(
+        default=(),
+        description="precisions, best first, where nothing can be measured; empty: by the highest peak of the board",
+    )
     onnx_opset_max: int = Field(default=20, ge=17)
     batch: int = Field(default=1, gt=0)
     input: Input = Input()
@@ -184,6 +192,20 @@ def refuse_image_size(profile: TargetProfile, size: tuple[int, int] | None) -> N
             f"target {profile.name!r} takes images of {wanted} x {wanted} pixels, the model those of {size[0]} x "
             f"{size[1]}; set model.image_size: {wanted}, or change input.image_size of the target"
         )
+
+
+def preference(profile: TargetProfile, precision: str) -> tuple[float, ...]:
+    """How early a precision comes where nothing can be measured: the smaller, the earlier; equal ones by their order.
+
+    The profile's `prefer` decides, what is not in it comes after. Without one, the highest peak of the board among
+    those that are known, then those without.
+    """
+    if profile.prefer:
+        order: tuple[str, ...] = profile.prefer
+        return (float(order.index(precision) if precision in order else len(order)),)
+    computes = COMPUTES.get(precision, precision)
+    peak = next((one.value for name, one in profile.board.peak_tera_ops_s.items() if name == computes), 0.0)
+    return (-peak,)
 
 
 def refuse_unsupported(profile: TargetProfile) -> None:
@@ -281,6 +303,9 @@ def _tell_contradictions(profile: TargetProfile, document: Document) -> None:
     for index, choice in enumerate(profile.runtimes):
         if choice.name not in CATALOG:
             document.tell(("runtimes", index, "name"), str(UnknownNameError("runtime", choice.name, CATALOG)))
+        wrong = options_obstacle(choice.name, choice.options, batch=profile.batch) if choice.name in CATALOG else None
+        if wrong is not None:
+            document.tell(("runtimes", index, "options"), wrong)
         reason = hint_obstacle(choice.name, choice.hint, choice.streams)
         if reason is not None:
             document.tell(("runtimes", index, "hint" if choice.streams is None else "streams"), reason)

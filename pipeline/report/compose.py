@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.floors import floor_on
 from pipeline.plan import AwayPlan
-from pipeline.report.proof import broken, never_ran, proof_away, proof_here, proof_of_layers, told_layers, told_noise
+from pipeline.report.proof import (
+    broken,
+    never_ran,
+    proof_away,
+    proof_here,
+    proof_of_layers,
+    told_layers,
+    told_noise,
+    undecided,
+)
 from pipeline.report.record import (
     BlockRow,
     ByRole,
@@ -159,7 +168,14 @@ def _summary(built: Built) -> TargetSummary:
 def _proof(built: Built, judged: Latency | None) -> Proof:
     """What was shown of the engine, and what was not."""
     winner = built.winner
-    floor = floor_on(built.target.profile, built.after, precision=winner.precision, batch=winner.batch)
+    floor = floor_on(
+        built.target.profile,
+        built.after,
+        precision=winner.precision,
+        batch=winner.batch,
+        runtime=winner.runtime,
+        facts=None if isinstance(built.target, AwayPlan) else built.target.facts,
+    )
     shown = _shown(built, judged)
     attention = any(block.attention != "off" for block in blocks_of(built.after))
     shown = shown.replace(
@@ -168,9 +184,11 @@ def _proof(built: Built, judged: Latency | None) -> Proof:
         snr_db=next((one.manifest.facts["snr_db"] for _, one in built.steps if "snr_db" in one.manifest.facts), {}),
         **proof_of_layers(built.validation.layers, attention=attention),
     )
+    demands = built.target.profile.demands
     return shown.replace(
         proven=(*shown.proven, *told_noise(shown.snr_db), *told_layers(shown)),
-        broken=broken(built.target.profile.demands, shown, winner.precision),
+        unproven=(*shown.unproven, *undecided(demands, shown, winner.precision, attention=attention)),
+        broken=broken(demands, shown, winner.precision),
     )
 
 

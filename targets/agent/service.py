@@ -69,8 +69,13 @@ class Service:
         """Say who answers, and on what machine."""
         return {"protocol": PROTOCOL, "threads": self._threads, "pid": os.getpid(), "facts": self._facts}
 
-    def build(self, runtime: str, model: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Build an engine from an ONNX file into an existing empty folder; returns engine.json and the seconds."""
+    def build(
+        self, runtime: str, model: str, output: str, options: dict[str, Any], at_load: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Build an engine from an ONNX file into an existing empty folder; returns engine.json and the seconds.
+
+        at_load: options that hold at every load, unless others are given there.
+        """
         software = get_runtime(runtime, self._runtimes)
         source, folder = Path(model), Path(output)
         if not source.is_file():
@@ -82,7 +87,8 @@ class Service:
         made = software.build(source, folder, options)
         seconds = time.perf_counter() - start
         if "inputs" not in made:
-            session = software.load(folder / made["files"][0], {**options, "optimized": True, "batch": None})
+            loading = {**options, **(at_load or {}), "optimized": True, "batch": None}
+            session = software.load(folder / made["files"][0], loading)
             made["inputs"] = [one.to_json() for one in session.inputs]
             made["outputs"] = [one.to_json() for one in session.outputs]
             session.close()
@@ -93,7 +99,7 @@ class Service:
             precision=options["precision"],
             batch=options["batch"],
             options=options,
-            **{"bound_to": software.binding(self._facts), **made},
+            **{"bound_to": software.binding(self._facts), **made, **_kept(made, at_load)},
         )
         return {"engine": engine, "seconds": seconds}
 
@@ -310,3 +316,9 @@ class Service:
         if fixed is not None and wanted not in (None, fixed):
             raise InputError(f"the engine's batch is fixed at {fixed}, got batch {wanted}")
         return fixed or wanted or 1
+
+
+def _kept(made: dict[str, Any], at_load: dict[str, Any] | None) -> dict[str, Any]:
+    """`at_load` of engine.json: what the runtime wants kept, and what was asked for; nothing where there is neither."""
+    kept = {**made.get("at_load", {}), **(at_load or {})}
+    return {"at_load": kept} if kept else {}

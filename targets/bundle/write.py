@@ -93,6 +93,7 @@ def write_bundle(
                 batch=manifest.batch,
                 versions=manifest.version,
                 precision=manifest.precision,
+                options=facts.get("options"),
             )
             if script is not None:
                 (new / BUILD_SCRIPT).write_text(script, encoding="utf-8")
