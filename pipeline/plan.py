@@ -236,6 +236,7 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
             precision=precision,
             batch=batch,
             threads=profile.threads,
+            cores=profile.cores,
             hint=choice.hint,
             streams=choice.streams,
             options=choice.options,

@@ -150,7 +150,7 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
                 batch=batch,
                 threads=options.get("threads"),
                 more={name: options[name] for name in (*SAME, *own) if options.get(name) is not None},
-                at_load={name: one for name, one in told.get("at_load", {}).items() if name in own},
+                at_load={name: one for name, one in told.get("at_load", {}).items() if name in (*own, "cores")},
             )
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from targets.board import COMPUTES, Power, Precision, RuntimeOptions, Software, Versions
 from targets.board import Board as Board
@@ -131,7 +131,13 @@ class TargetProfile(Record):
     onnx_opset_max: int = Field(default=20, ge=17)
     batch: int = Field(default=1, gt=0)
     input: Input = Input()
-    threads: int | None = Field(default=None, gt=0, description="null: all cores that this process may use")
+    threads: int | None = Field(
+        default=None, gt=0, description="null: as many as `cores`, else all this process may use"
+    )
+    cores: tuple[NonNegativeInt, ...] = Field(
+        default=(),
+        description="logical processors that engines run on, counted from 0; empty: wherever the kernel likes",
+    )
     reached: Literal["local", "ssh", "none yet"] = "local"
     verified: Literal["on hardware", "engine built", "not yet"]
     budget: Budget = Budget()
@@ -181,7 +187,7 @@ def load_profile(name_or_path: str | Path) -> TargetProfile:
     assert profile is not None  # else a problem was told
     if profile.name != path.stem:
         raise InputError(f"target {str(path)!r} is called {profile.name!r} inside; file and name must be the same")
-    return profile
+    return profile if profile.threads or not profile.cores else profile.replace(threads=len(profile.cores))
 
 
 def refuse_image_size(profile: TargetProfile, size: tuple[int, int] | None) -> None:
@@ -296,6 +302,10 @@ def _tell_contradictions(profile: TargetProfile, document: Document) -> None:
     gpu = profile.board.gpu
     if profile.board.kind != "cpu" and gpu is None:
         document.tell(("board", "gpu"), f"is missing; a board of kind {profile.board.kind!r} has one")
+    if len(set(profile.cores)) < len(profile.cores):
+        document.tell(("cores",), f"names one twice, got {list(profile.cores)}; name each once")
+    if profile.cores and profile.threads is not None and profile.threads > len(profile.cores):
+        document.tell(("threads",), f"must be at most the {len(profile.cores)} cores, got {profile.threads}")
     if profile.status == "unsupported" and not profile.reason:
         document.tell(("reason",), "is missing; a target that is unsupported says why, and what to do")
     if profile.status == "supported" and profile.reason:

@@ -41,6 +41,9 @@ class CompileOptions(Record):
     )
     batch: int | None = Field(default=None, gt=0, description="images per query; null: the target's")
     threads: int | None = Field(default=None, gt=0, description="null: the target's, else all usable cores")
+    cores: tuple[int, ...] = Field(
+        default=(), description="logical processors that it runs on; of a target's unless others are given"
+    )
     hint: Literal["latency", "throughput"] = Field(
         default="latency", description="openvino: one query as fast as it can be, or many at once"
     )
@@ -81,7 +84,7 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
             batch=batch,
             threads=threads,
             more={"hint": options.hint, "streams": options.streams} if options.runtime in DEVICES else own.build,
-            at_load=_at_load(own, model),
+            at_load=_at_load(own, model, options.cores or target.cores),
         )
         loaded = worker.load(context.output)
         height, width = loaded.inputs[0]["shape"][-2:]
@@ -134,9 +137,13 @@ def _compile_ahead(options: CompileOptions, context: StageContext, model: Path, 
     )
 
 
-def _at_load(own: Split, model: Path) -> dict[str, Any]:
+def _at_load(own: Split, model: Path, cores: tuple[int, ...]) -> dict[str, Any]:
     """Options that hold at every load; an engine without weights finds them in the graph that it was built from."""
-    return {**own.load, **({"weights": str(model.absolute())} if own.build.get("strip_weights") else {})}
+    return {
+        **own.load,
+        **({"weights": str(model.absolute())} if own.build.get("strip_weights") else {}),
+        **({"cores": list(cores)} if cores else {}),
+    }
 
 
 def _facts(options: CompileOptions, engine: Mapping[str, Any], seconds: float, batch: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from targets.agent import images as pictures
 from targets.agent.at_once import Pool, saturate, serve_at_once
+from targets.agent.cores import Cores, allowed_cores
 from targets.agent.open_loop import serve
 from targets.errors import InputError, WorkerError
 from targets.facts import probe, read_text
@@ -21,6 +22,8 @@ from targets.runtimes.engine import ENGINE_FILE, check_binding, engine_digest, r
 from targets.runtimes.runtime import ConcurrentSession, Feeds, Session, by_operator, zero_feeds
 
 PROTOCOL = "vitrim.agent/1"
+PINNING = ("onnxruntime",)
+"""runtimes that give each thread a processor of its own where they are told which"""
 STABLE_WITHIN = 0.05
 """warm-up ends when the medians of its last three windows agree within this share"""
 WARM_UP_ROUNDS = 3
@@ -37,6 +40,7 @@ class Service:
         self._asked = 0
         self._window = (0, 0)
         self._sampler: Sampler | None = None
+        self._cores = Cores()
         self._facts = probe()
         self._requests: dict[str, Callable[..., Any]] = {
             "hello": self.hello,
@@ -87,7 +91,8 @@ class Service:
         made = software.build(source, folder, options)
         seconds = time.perf_counter() - start
         if "inputs" not in made:
-            loading = {**options, **(at_load or {}), "optimized": True, "batch": None}
+            kept = {name: one for name, one in (at_load or {}).items() if name != "cores"}
+            loading = {**options, **kept, "optimized": True, "batch": None}
             session = software.load(folder / made["files"][0], loading)
             made["inputs"] = [one.to_json() for one in session.inputs]
             made["outputs"] = [one.to_json() for one in session.outputs]
@@ -127,6 +132,10 @@ class Service:
             raise InputError(
                 f"neither an engine nor an .onnx file at {path!r}; an engine is a folder with {ENGINE_FILE}"
             )
+        cores = [int(one) for one in settings.pop("cores", ())]
+        self._cores.pin(cores)
+        if cores and software.name in PINNING:
+            settings["cores"] = cores
         start = time.perf_counter()
         self._session = session = software.load(file, settings)
         seconds = time.perf_counter() - start
@@ -139,7 +148,7 @@ class Service:
             "version": software.version(),
             "inputs": [one.to_json() for one in session.inputs],
             "outputs": [one.to_json() for one in session.outputs],
-            "facts": session.facts(),
+            "facts": {**session.facts(), **({"cores": sorted(allowed_cores())} if cores else {})},
             "requests": self._requests_at_once(),
             "engine_sha256": digest,
             "seconds": seconds,

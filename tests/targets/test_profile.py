@@ -110,6 +110,18 @@ def test_options_of_a_runtime_are_checked_by_its_own_table(tmp_path: Path) -> No
             load_profile(written(options))
 
 
+def test_cores_say_how_many_threads_there_are_and_each_is_named_once(tmp_path: Path) -> None:
+    assert load_profile(own(tmp_path, cores=[4, 5, 6, 7])).threads == 4
+    assert load_profile(own(tmp_path, cores=[4, 5, 6, 7], threads=2)).threads == 2
+    for changes, words in (
+        ({"cores": [1, 1]}, r"cores: names one twice, got \[1, 1\]"),
+        ({"cores": [1, 2], "threads": 3}, "threads: must be at most the 2 cores, got 3"),
+        ({"cores": [-1]}, r"cores\[0\]: must be a whole number at least 0, got -1"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            load_profile(own(tmp_path, **changes))
+
+
 def test_a_file_and_what_it_holds_have_one_name(tmp_path: Path) -> None:
     own(tmp_path, "mine").rename(tmp_path / "yours.yaml")
 
