@@ -19,6 +19,7 @@ from targets.runtimes.intel.devices import device_obstacle
 from targets.runtimes.intel.options import CPU, DEVICES, HINTS, hint_obstacle
 from targets.runtimes.nvidia.capability import LEGAL, pair_obstacle
 from targets.runtimes.nvidia.options import RTX
+from targets.runtimes.nvidia.trial import tensorrt_obstacle
 from targets.runtimes.ort.ask import provider_obstacle
 from targets.runtimes.own import options_obstacle
 from targets.strict_yaml import Document
@@ -239,7 +240,7 @@ def usable_runtimes(
             board_obstacle(profile, facts)
             or _gpu_obstacle(profile, choice.name, facts)
             or version_obstacle(choice, installed or installed_version)
-            or (provider_obstacle(choice.name) if installed is None else None)
+            or (_trial(profile, choice.name) if installed is None else None)
             or device(choice.name)
         )
         if reason is not None:
@@ -260,6 +261,12 @@ def board_obstacle(profile: TargetProfile, facts: dict[str, Any]) -> str | None:
         return f"the target is {board.architecture}, this machine is {facts['architecture']}"
     lacking = [one for one in board.instruction_sets if one not in facts["instruction_sets"]]
     return f"this processor lacks {', '.join(lacking)}" if lacking else None
+
+
+def _trial(profile: TargetProfile, runtime: str) -> str | None:
+    """Why a runtime that is installed does not work here, tried in a process of its own; None where it does."""
+    gpu = profile.board.gpu
+    return provider_obstacle(runtime) or tensorrt_obstacle(runtime, gpu.compute_capability.value if gpu else None)
 
 
 def _gpu_obstacle(profile: TargetProfile, runtime: str, facts: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.doctor import Finding, Sources
-from targets.jetson import Jetson
+from targets.jetson import Jetson, JetsonNow
 from targets.nvidia import Reading
 from targets.runtimes.intel.devices import Listed, Missing
 
@@ -243,6 +243,42 @@ def test_processes_of_others_are_told_and_our_own_are_not(machine: Machine, look
     assert "99" in look("l4", theirs)["GPU processes"].found
 
 
+@pytest.mark.parametrize(("memory_bytes", "state"), [(23034 * 2**20, "ok"), (12 * 2**30, "warning"), (None, "warning")])
+def test_the_memory_of_a_card_is_held_against_the_target_s(
+    machine: Machine, look: Look, memory_bytes: int | None, state: str
+) -> None:
+    finding = look("l4", machine(gpu={"memory_bytes": memory_bytes}))["GPU memory"]
+
+    assert finding.state == state
+    assert "the target has 24 GB" in finding.found
+
+
+def test_a_tensorrt_that_is_installed_and_does_not_work_is_named(machine: Machine, look: Look) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def tried(runtime: str, capability: str | None) -> str | None:
+        asked.append((runtime, capability))
+        return "cudaGetDeviceCount failed" if runtime == "tensorrt" else None
+
+    found = look("l4", machine(tensorrt=tried))
+
+    assert found["l4: tensorrt"].found == "cudaGetDeviceCount failed"
+    assert found["l4: tensorrt_rtx"].state == "ok"
+    assert ("tensorrt_rtx", "8.9") in asked
+
+
+@pytest.mark.parametrize(("allowed", "state"), [({0, 1, 2, 3}, "ok"), ({0, 1}, "fix"), (set(), "fix")])
+def test_cores_that_engines_are_pinned_to_have_to_be_there(
+    machine: Machine, look: Look, tmp_path: Path, allowed: set[int], state: str
+) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("name: mine\nsummary: pinned\nextends: cpu\ncores: [2, 3]\nverified: not yet\n")
+    finding = look(own, machine(allowed=lambda: allowed))["cores"]
+
+    assert finding.state == state
+    assert finding.found.startswith("engines run on 2-3")
+
+
 # Jetson.
 
 
@@ -277,6 +313,54 @@ def test_what_is_wrong_with_a_jetson_is_named(
 
     assert finding.state == state
     assert finding.remedy
+
+
+def now(**changes: Any) -> JetsonNow:
+    calm = JetsonNow(gpu_mhz=(1020.0, 1020.0, 1020.0), overcurrents=0, capped_by=(), gpu_users=(), hidden=0)
+    return replace(calm, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "state", "words"),
+    [
+        ({}, "GPU clocks", "ok", "pinned at 1020 MHz"),
+        ({"gpu_mhz": (306.0, 612.0, 1020.0)}, "GPU clocks", "fix", "float from 306 to 1020 MHz, now 612"),
+        ({"gpu_mhz": None}, "GPU clocks", "warning", "no GPU in devfreq"),
+        ({"capped_by": ("gpu-throttle-alert",)}, "GPU throttling", "fix", "capped now by gpu-throttle-alert"),
+        ({"overcurrents": 3}, "GPU throttling", "warning", "3 over-current events since the start"),
+        ({"overcurrents": None, "capped_by": None}, "GPU throttling", "warning", "does not tell"),
+        ({"gpu_users": (7, 99)}, "GPU processes", "warning", "1 others have the GPU open (99)"),
+        ({"hidden": 4}, "GPU processes", "ok", "4 processes of others cannot be looked at"),
+    ],
+    ids=str,
+)
+def test_the_state_of_a_jetson_is_looked_at(
+    machine: Machine, look: Look, changes: dict[str, Any], what: str, state: str, words: str
+) -> None:
+    sources = replace(board(machine), jetson_now=lambda: now(**changes), own_pids=frozenset({7}))
+    finding = look("jetson-orin-nano-super", sources)[what]
+
+    assert finding.state == state
+    assert words in finding.found
+    assert bool(finding.remedy) == (state != "ok")
+
+
+def test_over_current_events_that_rise_now_need_fixing(machine: Machine, look: Look) -> None:
+    readings = iter([now(overcurrents=3), now(overcurrents=5)])
+    sources = replace(board(machine), jetson_now=lambda: next(readings))
+    finding = look("jetson-orin-nano-super", sources)["GPU throttling"]
+
+    assert finding.state == "fix"
+    assert finding.found.startswith("2 over-current events just now")
+
+
+@pytest.mark.parametrize(("gb", "state"), [(7.8, "ok"), (3.9, "warning")])
+def test_the_memory_of_a_module_is_held_against_the_target_s(
+    machine: Machine, look: Look, gb: float, state: str
+) -> None:
+    facts = {**board(machine).probe(), "memory_bytes": int(gb * 1e9)}
+
+    assert look("jetson-orin-nano-super", replace(board(machine), probe=lambda: facts))["board memory"].state == state
 
 
 def test_a_machine_that_is_no_jetson_is_told(machine: Machine, look: Look) -> None:
