@@ -90,7 +90,10 @@ def test_other_runtimes_are_not_asked() -> None:
     ("code", "words"),
     [
         ("import os; os.kill(os.getpid(), 9)", "x cannot be started: the process ended with exit code -9"),
-        ("raise SystemExit('no driver')", "x cannot be started: the process ended with exit code 1; it said: no driver"),
+        (
+            "raise SystemExit('no driver')",
+            "x cannot be started: the process ended with exit code 1; it said: no driver",
+        ),
         ("print('noise')", "x cannot be started: the process ended with exit code 0"),
         ("print('noise'); print('null')", None),
         ("print('\"it lacks a file\"')", "it lacks a file"),
