@@ -140,6 +140,11 @@ class TargetProfile(Record):
         description="logical processors that engines run on, counted from 0; empty: wherever the kernel likes",
     )
     reached: Literal["local", "ssh", "none yet"] = "local"
+    device: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name in devices.yaml, of a target that is reached by ssh",
+    )
     verified: Literal["on hardware", "engine built", "not yet"]
     budget: Budget = Budget()
     demands: Demands = Demands()
@@ -309,6 +314,10 @@ def _tell_contradictions(profile: TargetProfile, document: Document) -> None:
     gpu = profile.board.gpu
     if profile.board.kind != "cpu" and gpu is None:
         document.tell(("board", "gpu"), f"is missing; a board of kind {profile.board.kind!r} has one")
+    if profile.reached == "ssh" and profile.device is None:
+        document.tell(("device",), "is missing; a target that is reached by ssh names a device of devices.yaml")
+    if profile.reached != "ssh" and profile.device is not None:
+        document.tell(("device",), f"goes with reached: ssh, got {profile.device!r} with {profile.reached!r}")
     if len(set(profile.cores)) < len(profile.cores):
         document.tell(("cores",), f"names one twice, got {list(profile.cores)}; name each once")
     if profile.cores and profile.threads is not None and profile.threads > len(profile.cores):

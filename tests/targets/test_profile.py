@@ -110,6 +110,17 @@ def test_options_of_a_runtime_are_checked_by_its_own_table(tmp_path: Path) -> No
             load_profile(written(options))
 
 
+def test_a_target_that_is_reached_by_ssh_names_its_device(tmp_path: Path) -> None:
+    assert load_profile(own(tmp_path, reached="ssh", device="shelf-1")).device == "shelf-1"
+    for changes, words in (
+        ({"reached": "ssh"}, "device: is missing; a target that is reached by ssh names a device of devices.yaml"),
+        ({"device": "shelf-1"}, "device: goes with reached: ssh, got 'shelf-1' with 'local'"),
+        ({"reached": "ssh", "device": "-oProxy"}, "device: must be a text that matches"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            load_profile(own(tmp_path, **changes))
+
+
 def test_cores_say_how_many_threads_there_are_and_each_is_named_once(tmp_path: Path) -> None:
     assert load_profile(own(tmp_path, cores=[4, 5, 6, 7])).threads == 4
     assert load_profile(own(tmp_path, cores=[4, 5, 6, 7], threads=2)).threads == 2

@@ -26,7 +26,7 @@ Graphs = Callable[[str, str], Path]
 PAIRS = [(capability, precision) for capability in LEGAL[RTX] for precision in PRECISIONS]
 LEGAL_PAIRS = [pair for pair in PAIRS if pair[1] in LEGAL[RTX][pair[0]]]
 ILLEGAL_PAIRS = [pair for pair in PAIRS if pair not in LEGAL_PAIRS]
-BUILDS_ALL_THE_SAME = [("7.5", "int8")]
+BUILDS_ALL_THE_SAME = [("7.5", "int8"), *(("8.0", precision) for precision in ("fp32", "fp16", "bf16", "int8"))]
 """which NVIDIA's support matrix does not have"""
 
 
