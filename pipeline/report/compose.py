@@ -187,9 +187,23 @@ def _proof(built: Built, judged: Latency | None) -> Proof:
     demands = built.target.profile.demands
     return shown.replace(
         proven=(*shown.proven, *told_noise(shown.snr_db), *told_layers(shown)),
-        unproven=(*shown.unproven, *undecided(demands, shown, winner.precision, attention=attention)),
+        unproven=(*shown.unproven, *_unknown(built), *undecided(demands, shown, winner.precision, attention=attention)),
         broken=broken(demands, shown, winner.precision),
     )
+
+
+def _unknown(built: Built) -> list[str]:
+    """What baseline and engine would share, where nothing tells that they do not."""
+    from pipeline.plausible import unlike_timm
+
+    found = [one for one in (unlike_timm(built.before),) if one]
+    known = built.plan.recipe.measure.known_accuracy
+    if known is None and built.validation.accuracy is not None and built.validation.accuracy.metric == "top1":
+        found.append(
+            "that images are read as in the source's training: baseline and engine read them alike, and the recipe has "
+            "no measure.known_accuracy"
+        )
+    return found
 
 
 def _shown(built: Built, judged: Latency | None) -> Proof:
