@@ -32,13 +32,11 @@ NEEDED = ("torch", "numpy", "pydantic")
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--prepare", type=Path, metavar="FOLDER", help="write weights, images and an int8 graph; needs nncf"
-    )
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write weights, images, an int8 graph (nncf)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), help="of part shapes")
     parser.add_argument(
-        "--batches", nargs="+", type=positive, metavar="N", help="of parts shapes and quantized; default: 1 64 8"
+        "--batches", nargs="+", type=positive, metavar="N", help="shapes and quantized; default: 1 64 8"
     )
     parser.add_argument("--compile-mode", choices=COMPILE_MODES, default=COMPILE_MODES[0])
     parser.add_argument("--minutes", type=positive_float, default=9.0, help="for everything (default: 9)")

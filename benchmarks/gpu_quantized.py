@@ -264,10 +264,12 @@ def _accuracies(made: _Model, device: str, mode: str, budget: Budget) -> Iterato
     call = _torch_model(made, device, mode)
 
     def by_torch() -> NDArray[Any]:
+        def answer(batch: NDArray[Any]) -> NDArray[Any]:
+            found: NDArray[Any] = call(torch.as_tensor(batch).to(device).half()).float().cpu().numpy()
+            return found
+
         with torch.inference_mode():
-            return _in_batches(
-                pixels, lambda batch: call(torch.as_tensor(batch).to(device).half()).float().cpu().numpy()
-            )
+            return _in_batches(pixels, answer)
 
     def by_ort(graph: Path, provider: str, told: dict[str, str]) -> NDArray[Any]:
         with OrtProcess(graph, batch=64, device=provider, options=told) as process:
