@@ -444,52 +444,6 @@ def test_the_hint_of_a_target_s_runtime_reaches_the_engines_and_their_keys(plann
     assert engine("written", hint="latency").key == plain.key
 
 
-@pytest.mark.usefixtures("no_gpu")
-def test_options_of_a_runtime_reach_engines_and_boards_and_those_of_the_recipe_go_first(
-    planned: Planned, tmp_path: Path
-) -> None:
-    card = own_target(tmp_path, "card", extends="rtx-4090", **CARD)
-    plain = planned(f"targets=[{card}]").targets[0]
-    other = planned(
-        f"targets=[{card}]", "runtime_options={tensorrt_rtx: {tf32: true}, tensorrt: {tf32: true}}"
-    ).targets[0]
-    assert isinstance(plain, AwayPlan)
-    assert isinstance(other, AwayPlan)
-
-    ahead, board = plain.candidates[0], next(one for one in plain.candidates if one.runtime == "tensorrt")
-    assert ahead.engine is not None
-    assert ahead.engine.options.options == {"optimization_level": 5}
-    assert board.options == {"workspace_mib": 512, "tf32": False}
-    assert other.candidates[0].engine is not None
-    assert other.candidates[0].engine.options.options == {"optimization_level": 5, "tf32": True}
-    assert other.candidates[0].engine.key != ahead.engine.key
-    board = next(one for one in other.candidates if one.runtime == "tensorrt")
-    assert board.options == {"workspace_mib": 512, "tf32": True}
-
-
-CARD = {
-    "board": {},
-    "runtimes": [
-        {"name": "tensorrt_rtx", "precisions": ["fp32", "int8"], "options": {"optimization_level": 5}},
-        {"name": "tensorrt", "precisions": ["fp32", "int8"], "options": {"workspace_mib": 512, "tf32": False}},
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("{tensorrt: {workspace_mib: 1}}", "runtime_options: 'tensorrt' is no runtime of cpu; those have onnxruntime"),
-        ("{trt: {}}", "runtime_options: unknown runtime 'trt'"),
-        ("{tensorrt: {tf32: 3}}", "runtime_options: option 'tf32' is true or false, got 3"),
-        ("{onnxruntime: {threads: 3}}", "option 'threads' is not set here: the profile's threads says it"),
-    ],
-)
-def test_options_that_would_do_nothing_or_are_wrong_are_refused(planned: Planned, options: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        planned(f"runtime_options={options}")
-
-
 def test_devices_that_openvino_lacks_are_passed_over_with_the_reason(planned: Planned, tmp_path: Path) -> None:
     from targets.runtimes.intel.devices import list_devices
 
