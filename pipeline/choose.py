@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.answers import Tell, divergence, engine_answers, likeness, prefixed
+from pipeline.contest import decide
 from pipeline.plan import Candidate
 from pipeline.report.record import CandidateRow
 from pipeline.search.pairs import Pair
@@ -28,8 +29,6 @@ AGREEMENT_SLACK = 0.01
 DOUBTFUL_SLACK = 0.03
 """the same where the images are too few to tell the two apart (exact McNemar test)"""
 SIGNIFICANT = 0.05
-TOLD, TELLING_SHARE = 3, 0.05
-"""kinds of operators that a slower candidate's reason names, and the least share of time that is worth it"""
 
 
 class Choice(Record):
@@ -96,13 +95,13 @@ def choose(
     threads: int | None,
     sizes: Mapping[str, int],
     slack: float = AGREEMENT_SLACK,
+    budget: Budget | None = None,
     tell: Tell,
 ) -> Choice:
     """Measure and decide. Order: preference. reference: the baseline's answers to `select`.
 
     pixels: images of `select` as the candidates read them, and as the baseline does. slack: see `slack_of`.
-
-    A later candidate must be faster than the preferred one beyond doubt: the 95 % interval of the ratio excludes 1.
+    budget: whose limits go before speed, see `pipeline.contest`.
     """
     agreements, same, losses = {}, {}, {}
     for name, folder in engines.items():
@@ -113,10 +112,24 @@ def choose(
             same[name] = answers.argmax(axis=1) == reference.argmax(axis=1)
     if len(candidates) == 1:
         ((name, only),) = candidates.items()
+        if math.isnan(agreements[name]):
+            raise StageError(f"the only candidate, {name}, gives answers that are not finite")
         row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
         return Choice(winner=name, rows=(row,))
     fit = as_good_as_the_best(agreements, same, slack=slack)
-    made = _by_speed(candidates, engines, baseline, agreements, fit, pixels, baseline_pixels, threads, sizes, tell)
+    made = _by_speed(
+        candidates,
+        engines,
+        baseline,
+        agreements,
+        fit,
+        pixels,
+        baseline_pixels,
+        threads,
+        sizes,
+        budget or Budget(),
+        tell,
+    )
     return made.replace(losses={name: losses[name] for name in fit})
 
 
@@ -130,11 +143,11 @@ def _by_speed(
     baseline_pixels: "Pixels",
     threads: int | None,
     sizes: Mapping[str, int],
+    budget: Budget,
     tell: Tell,
 ) -> Choice:
     from pipeline.pixels import INPUTS
     from targets.measure.latency import EngineUnderTest, compare
-    from targets.measure.percentiles import p50_of, paired_ratio
 
     batch = next(iter(candidates.values())).batch
     count = max(INPUTS, batch)
@@ -148,41 +161,25 @@ def _by_speed(
         level="quick",
         tell=tell,
     )
-    measured = comparison.measurements
-    best = max(agreements.values())
-    if not fit:
-        told = ", ".join(f"{name} {share:.1%}" for name, share in agreements.items())
-        raise StageError(f"no candidate gives finite answers: {told}")
-    winner = fit[0]
-    for name in fit[1:]:
-        _, (_, high) = paired_ratio(measured[name], measured[winner])
-        if high < 1:
-            winner = name
-    rows = []
-    for name, candidate in candidates.items():
-        p50 = p50_of(measured[name])
-        if name == winner:
-            reason = "fastest of those that agree with the source"
-        elif name not in fit:
-            reason = f"agrees with the source on {agreements[name]:.1%} of select, the best on {best:.1%}"
-        else:
-            ratio, (low, high) = paired_ratio(measured[name], measured[winner])
-            reason = f"takes {ratio:.2f} [{low:.2f}, {high:.2f}] times as long as {winner}"
-            where = where_time_goes(engines[name], pixels.inputs(batch), threads=threads)
-            reason += f"; {where}" if where else ""
-        rows.append(_row(candidate, p50, agreements[name], sizes[name], chosen=name == winner, reason=reason))
-    return Choice(winner=winner, rows=tuple(rows))
+    winner, rows = decide(
+        candidates,
+        agreements=agreements,
+        fit=fit,
+        measured=comparison.measurements,
+        sizes=sizes,
+        budget=budget,
+        layers=lambda name: _layers(engines[name], pixels.inputs(batch), threads=threads),
+    )
+    return Choice(winner=winner, rows=rows)
 
 
-def where_time_goes(engine: Path, inputs: "NDArray[Any]", *, threads: int | None) -> str:
-    """`its time: 41 % MatMul, 20 % Softmax`; empty where the runtime does not tell. inputs: one query."""
+def _layers(engine: Path, inputs: "NDArray[Any]", *, threads: int | None) -> list[dict[str, Any]]:
+    """What ran in an engine, layer by layer. inputs: one query."""
     from targets.worker import Worker
 
     with Worker(threads=threads) as worker:
         worker.load(engine)
-        rows = worker.profile(inputs)
-    told = ", ".join(f"{row['share']:.0%} {row['operator']}" for row in rows[:TOLD] if row["share"] >= TELLING_SHARE)
-    return f"its time: {told}" if told else ""
+        return worker.layers(inputs)
 
 
 def as_good_as_the_best(

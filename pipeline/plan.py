@@ -12,7 +12,7 @@ there is nothing to compare with: its graph is made, and its engine where that c
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.planner import PlannedStep, Planner
@@ -22,6 +22,7 @@ from stages.catalog import get_stage
 from stages.stage import Role
 from targets.errors import InputError
 from targets.profile import Budget, RuntimeChoice, TargetProfile
+from targets.runtimes.own import options_obstacle
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -101,6 +102,8 @@ class Prepared:
     engine: PlannedStep | None
     left: str
     """what the board itself has to do before it can answer"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """of the runtime's own"""
 
     @property
     def name(self) -> str:
@@ -165,8 +168,20 @@ def make_plan(recipe: "Recipe", images: Mapping[Role, "ImageSet"], profiles: lis
     planner = Planner(recipe, images)
     source = planner.source()
     compressed = planner.continue_with(source).line()[len(source.line()) :]
+    _refuse_stray_options(recipe, profiles)
     targets = tuple(_plan_target(planner, profile, source) for profile in profiles)
     return Plan(recipe=recipe, images=images, source=source, compressed=compressed, targets=targets)
+
+
+def _refuse_stray_options(recipe: "Recipe", profiles: list[TargetProfile]) -> None:
+    """Raise InputError for options of a runtime that no target has: they would do nothing."""
+    known = {choice.name for profile in profiles for choice in profile.runtimes}
+    for name in recipe.runtime_options:
+        if name not in known:
+            names = ", ".join(profile.name for profile in profiles)
+            raise InputError(
+                f"runtime_options: {name!r} is no runtime of {names}; those have {', '.join(sorted(known))}"
+            )
 
 
 def _plan_target(planner: Planner, profile: TargetProfile, source: PlannedStep) -> TargetPlan | AwayPlan:
@@ -194,7 +209,8 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
     device = fingerprint(dict(facts))
     recipe = planner.recipe
     usable, passed_over = [], []
-    for choice, reason in usable_runtimes(profile):
+    for found, reason in usable_runtimes(profile):
+        choice = recipe.with_options(found, batch=profile.batch)
         if not _wanted(recipe, choice):
             passed_over.append((choice.name, NOT_WANTED))
         elif reason is not None:
@@ -212,13 +228,18 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
     }
 
     def compile_step(after: PlannedStep, choice: RuntimeChoice, precision: str, batch: int, what: str) -> PlannedStep:
+        wrong = options_obstacle(choice.name, choice.options, batch=batch)
+        if wrong is not None:
+            raise InputError(f"target {profile.name!r} at batch {batch}: {wrong}")
         options = get_stage("compile").options(
             runtime=choice.name,
             precision=precision,
             batch=batch,
             threads=profile.threads,
+            cores=profile.cores,
             hint=choice.hint,
             streams=choice.streams,
+            options=choice.options,
         )
         title = f"compile {what}: {choice.name} {precision}, batch {batch}"
         return planner.step("compile", options, after=after, title=title, profile=profile, device=device)
@@ -274,7 +295,7 @@ def _plan_away(
     choices, passed_over = [], []
     for choice in profile.runtimes:
         if _wanted(recipe, choice):
-            choices.append(choice)
+            choices.append(recipe.with_options(choice, batch=profile.batch))
         else:
             passed_over.append((choice.name, NOT_WANTED))
     needs = _needs(choices, profile.board.model_dump())
@@ -298,8 +319,9 @@ def _plan_away(
                 precision=precision,
                 batch=profile.batch,
                 graph=graph,
-                engine=_ahead(planner, profile, choice.name, precision, graph) if built else None,
+                engine=_ahead(planner, profile, choice, precision, graph) if built else None,
                 left=left,
+                options=choice.options,
             )
         )
     passed_over += _lacking(planner, choices, asked)
@@ -317,14 +339,20 @@ def _plan_away(
     )
 
 
-def _ahead(planner: Planner, profile: TargetProfile, runtime: str, precision: str, graph: PlannedStep) -> PlannedStep:
+def _ahead(
+    planner: Planner, profile: TargetProfile, choice: RuntimeChoice, precision: str, graph: PlannedStep
+) -> PlannedStep:
     """The step that builds an engine for a GPU that is elsewhere."""
     assert profile.board.gpu is not None  # else nothing is built ahead of time
     capability = profile.board.gpu.compute_capability.value
     options = get_stage("compile").options(
-        runtime=runtime, precision=precision, batch=profile.batch, compute_capability=capability
+        runtime=choice.name,
+        precision=precision,
+        batch=profile.batch,
+        options=choice.options,
+        compute_capability=capability,
     )
-    title = f"compile engine: {runtime} {precision}, batch {profile.batch}, for {profile.name}"
+    title = f"compile engine: {choice.name} {precision}, batch {profile.batch}, for {profile.name}"
     return planner.step("compile", options, after=graph, title=title, profile=profile)
 
 

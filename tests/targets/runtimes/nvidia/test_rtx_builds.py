@@ -26,7 +26,7 @@ Graphs = Callable[[str, str], Path]
 PAIRS = [(capability, precision) for capability in LEGAL[RTX] for precision in PRECISIONS]
 LEGAL_PAIRS = [pair for pair in PAIRS if pair[1] in LEGAL[RTX][pair[0]]]
 ILLEGAL_PAIRS = [pair for pair in PAIRS if pair not in LEGAL_PAIRS]
-BUILDS_ALL_THE_SAME = [("7.5", "int8")]
+BUILDS_ALL_THE_SAME = [("7.5", "int8"), *(("8.0", precision) for precision in ("fp32", "fp16", "bf16", "int8"))]
 """which NVIDIA's support matrix does not have"""
 
 
@@ -76,6 +76,17 @@ def test_every_legal_pair_builds_pruned_shapes(
     expected |= {one: {one: linear, "fp16": attention + patches} for one in ("int8", "fp8")}
     expected["bf16"] = {"bf16": linear + attention, "fp32": patches}
     assert counts == expected[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_macs_of_every_product_are_counted(worker: Worker, graphs: Graphs, tmp_path: Path, precision: str) -> None:
+    """16 patches of 3 x 8 x 8, 17 tokens of width 64, two blocks with 4 heads of 16 and an MLP of 128, 10 classes."""
+    engine = build(worker, graphs("whole", precision), tmp_path, precision, batch=3, compute_capability="8.6")
+
+    block = 17 * 64 * (3 * 64) + 2 * 4 * 17 * 17 * 16 + 17 * 64 * 64 + 2 * 17 * 64 * 128
+    macs = engine["built"]["macs"]
+    assert sum(macs.values()) == 3 * (16 * 64 * 3 * 64 + 2 * block + 64 * 10)
+    assert set(macs) == set(engine["built"]["products"])
 
 
 def test_a_newer_operator_set_has_the_convolution_in_bf16_too(worker: Worker, tmp_path: Path) -> None:
