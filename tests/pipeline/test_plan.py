@@ -549,8 +549,8 @@ def test_gpu_and_npu_are_candidates_of_their_own_with_the_precisions_they_have(
     ]
     assert names(RECIPE) == ["openvino int8", "openvino_gpu int8", "openvino_npu int8"]
     assert set(names(LADDER)) == {
-        *("openvino fp32", "openvino int8", "openvino_gpu fp32", "openvino_gpu fp16", "openvino_gpu int8"),
-        *("openvino_npu fp16", "openvino_npu int8"),
+        *("openvino fp32", "openvino_gpu fp32", "openvino_gpu fp16", "openvino_npu fp16"),
+        *(f"{one['name']} int8 {rung}" for one in runtimes for rung in ("linears", "all", "mixed")),
     }
 
 
