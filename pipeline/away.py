@@ -12,13 +12,15 @@ from pathlib import Path
 
 from pipeline.answers import Tell, prefixed
 from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
-from pipeline.choose import Choice, slack_of
+from pipeline.choose import Choice
 from pipeline.keys import code_digest, content_digest
 from pipeline.plan import AwayPlan, Prepared
 from pipeline.planner import PlannedStep
 from pipeline.reference import Reference
 from pipeline.report.compose import Built
 from pipeline.report.record import CandidateRow, Report
+from pipeline.slack import slack_of
+from pipeline.survivors import leave_spare
 from pipeline.validation import Engines, Subject, Validation, validate_graph
 from stages.artifact import Artifact, Format
 from stages.graph.described import Described
@@ -38,6 +40,7 @@ class AwayBuild(TargetWork):
     def run(self, output: Path, command: str) -> Report:
         """Make everything that can be made here; returns the report, which also lies in the output folder."""
         before = self.begin()
+        self.target = leave_spare(self.runner, self.target)
         for step in self.target.steps():
             self.runner.bring(step)
         reference = self.reference(self._file(self.target.source_graph), self.target.source_graph.key, before)
@@ -86,6 +89,7 @@ class AwayBuild(TargetWork):
                 CandidateRow(
                     runtime=one.runtime,
                     precision=one.precision,
+                    variant=one.variant,
                     p50_ms=None,
                     agreement=None if math.isnan(agreements[one.name]) else agreements[one.name],
                     bytes=engine_bytes(built) if built else None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.answers import Tell
 from pipeline.away import AwayBuild
 from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
-from pipeline.choose import Choice, choose, pairs_of, slack_of
+from pipeline.choose import Choice, choose, pairs_of
 from pipeline.events import Event, Watcher, ignore
 from pipeline.floors import floor_on
 from pipeline.keys import code_digest, content_digest
@@ -26,6 +26,7 @@ from pipeline.search.pairs import as_fast, better, worth_a_search
 from pipeline.search.replan import replan, reshaping_after, searched_step
 from pipeline.search.search import Search
 from pipeline.search.workbench import Workbench
+from pipeline.slack import slack_of
 from pipeline.store import Store
 from pipeline.survivors import bring_candidates
 from pipeline.validation import Engines, Subject, Validation, validate

@@ -14,8 +14,8 @@ from pipeline.contest import decide
 from pipeline.plan import Candidate
 from pipeline.report.record import CandidateRow
 from pipeline.search.pairs import Pair
+from pipeline.slack import AGREEMENT_SLACK
 from targets.errors import StageError
-from targets.profile import Budget
 from targets.record import Record
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     from pipeline.pixels import Pixels
     from pipeline.statistics import Booleans, Floats
+    from targets.profile import Budget
 
-AGREEMENT_SLACK = 0.01
-"""a candidate may agree with the source this much less than the best one and still win by speed, without a budget"""
 DOUBTFUL_SLACK = 0.03
 """the same where the images are too few to tell the two apart (exact McNemar test)"""
 SIGNIFICANT = 0.05
@@ -48,11 +47,11 @@ class Choice(Record):
         if unpruned is None:
             return self
         told = searched or {}
-        here = {(row.runtime, row.precision) for row in self.rows}
+        here = {name_of(row) for row in self.rows}
         lost = [
             row.model_copy(update={"reason": told.get(name_of(row), f"of the unpruned engines: {row.reason}")})
             for row in unpruned.rows
-            if (row.runtime, row.precision) not in here
+            if name_of(row) not in here
         ]
         rows = self.rows
         if lost and len(rows) == 1:
@@ -64,7 +63,7 @@ class Choice(Record):
 
 def name_of(row: CandidateRow) -> str:
     """Name of a row's candidate."""
-    return f"{row.runtime} {row.precision}"
+    return f"{row.runtime} {row.precision} {row.variant}".rstrip()
 
 
 def pairs_of(choice: Choice) -> tuple[Pair, list[Pair]]:
@@ -73,14 +72,6 @@ def pairs_of(choice: Choice) -> tuple[Pair, list[Pair]]:
     found = {name: Pair(name=name, p50_ms=rows[name].p50_ms or 0.0, loss=loss) for name, loss in choice.losses.items()}
     first = found.pop(choice.winner, Pair(name=choice.winner, p50_ms=0.0, loss=0.0))  # the only candidate is not timed
     return first, list(found.values())
-
-
-def slack_of(budget: Budget) -> float:
-    """How much less than the best a candidate may agree with the source: as many images as the budget lets be lost.
-
-    An image on which a candidate disagrees need not be lost, so this is on the safe side.
-    """
-    return max(AGREEMENT_SLACK, (budget.accuracy_drop_points or 0) / 100)
 
 
 def choose(
@@ -100,7 +91,7 @@ def choose(
 ) -> Choice:
     """Measure and decide. Order: preference. reference: the baseline's answers to `select`.
 
-    pixels: images of `select` as the candidates read them, and as the baseline does. slack: see `slack_of`.
+    pixels: images of `select` as the candidates read them, and as the baseline does. slack: see `pipeline.slack`.
     budget: whose limits go before speed, see `pipeline.contest`.
     """
     agreements, same, losses = {}, {}, {}
@@ -213,6 +204,7 @@ def _row(
     return CandidateRow(
         runtime=candidate.runtime,
         precision=candidate.precision,
+        variant=candidate.variant,
         p50_ms=p50_ms,
         agreement=agreement,
         bytes=size,

@@ -373,11 +373,12 @@ def _stage(title: str, artifact: "Artifact", built: Built) -> StageRow:
 
 
 def _passed_over(target: "TargetPlan | AwayPlan") -> list[CandidateRow]:
-    """Runtimes of the profile that did not come in question, and candidates (`openvino int8`) that failed."""
+    """Runtimes of the profile that did not come in question, and candidates (`openvino int8 linears`) that failed."""
     return [
         CandidateRow(
             runtime=name.partition(" ")[0],
-            precision=name.partition(" ")[2],
+            precision=name.partition(" ")[2].partition(" ")[0],
+            variant=name.partition(" ")[2].partition(" ")[2],
             p50_ms=None,
             agreement=None,
             bytes=None,

@@ -178,6 +178,8 @@ class CandidateRow(Record):
 
     runtime: str
     precision: str
+    variant: str = ""
+    """of several graphs in a precision: how much of the model is quantized"""
     p50_ms: float | None
     agreement: float | None
     bytes: int | None
