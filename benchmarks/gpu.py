@@ -1,4 +1,4 @@
-"""Every figure that needs an NVIDIA GPU, in one command: published shapes, EVA-CLIP-E, DGMR's choice, distillation.
+"""Every figure that needs an NVIDIA GPU, in one command: published shapes, precisions, EVA-CLIP-E, DGMR, distillation.
 
     make gpu [GPU_FLAGS="--minutes 9 --images FOLDER --output FILE"]
     python benchmarks/gpu.py [--parts NAME ...] [--runtimes NAME ...] [--batches N ...] [--small] [--device cpu]
@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-PARTS = ("enormous", "selection", "distill", "shapes")
+PARTS = ("enormous", "selection", "distill", "quantized", "shapes")
 """in this order; shapes takes what is left of the minutes"""
 RUNTIMES = ("eager", "onnxruntime", "compile")
 COMPILE_MODES = ("reduce-overhead", "max-autotune-no-cudagraphs")
@@ -32,10 +32,12 @@ NEEDED = ("torch", "numpy", "pydantic")
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write weights and images for part distill")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write weights, images, an int8 graph (nncf)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), help="of part shapes")
-    parser.add_argument("--batches", nargs="+", type=positive, metavar="N", help="of part shapes; default: 1 64 8")
+    parser.add_argument(
+        "--batches", nargs="+", type=positive, metavar="N", help="shapes and quantized; default: 1 64 8"
+    )
     parser.add_argument("--compile-mode", choices=COMPILE_MODES, default=COMPILE_MODES[0])
     parser.add_argument("--minutes", type=positive_float, default=9.0, help="for everything (default: 9)")
     parser.add_argument(
@@ -105,7 +107,7 @@ def main() -> None:
             "conditions": conditions(),
             "device": device_facts(options.device),
             "arguments": {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
-            "weights": "random, but for part distill",
+            "weights": "random, but for part distill and for ViT-Tiny in part quantized",
             "timing": "wall clock around a query and the wait for its end; rounds in which every model runs once; "
             "times_faster: median over rounds of the unpruned model's median over the model's own in that round",
         },
@@ -166,10 +168,23 @@ def rows_of(part: str, options: argparse.Namespace, budget: Any, scratch: Path) 
         from benchmarks.gpu_enormous import selection
 
         yield from selection(device=device, small=small, budget=budget)
+    elif part == "quantized":
+        from benchmarks.gpu_quantized import quantized
+
+        yield from quantized(
+            place=given_images(options),
+            device=device,
+            small=small,
+            batches=options.batches or ([1, 2] if small else [1, 8, 64]),
+            mode=options.compile_mode,
+            effort=effort,
+            budget=budget,
+            scratch=scratch,
+        )
     else:
         from benchmarks.gpu_distill import distillation
 
-        given = options.images or (Path(os.environ["VITRIM_ASSETS"]) if os.environ.get("VITRIM_ASSETS") else None)
+        given = given_images(options)
         yield from distillation(
             place=given,
             device=device,
@@ -178,6 +193,12 @@ def rows_of(part: str, options: argparse.Namespace, budget: Any, scratch: Path) 
             budget=budget,
             scratch=scratch,
         )
+
+
+def given_images(options: argparse.Namespace) -> Path | None:
+    """A prepared folder, or one with the assets; None where neither is named."""
+    assets = os.environ.get("VITRIM_ASSETS")
+    return options.images or (Path(assets) if assets else None)
 
 
 def device_facts(device: str) -> dict[str, Any]:

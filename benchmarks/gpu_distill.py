@@ -7,6 +7,7 @@ import io
 import time
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def prepare(folder: Path, *, most: int | None = None) -> None:
     weights = next((given / "vit_tiny_patch16_224").glob("*.safetensors"))
     source = load_source(SourceOptions(timm=MODEL, checkpoint=weights), seed=0)
     save_model(folder / "model", source.spec, {name: tensor.half() for name, tensor in source.state.items()})
+    if find_spec("nncf") is None:
+        print("no int8 graph for part quantized: nncf is not installed here")
+    else:
+        _prepare_int8(source, given, folder, most)
     (folder / "labels.csv").write_bytes((given / "imagenet_val" / "labels.csv").read_bytes())
     evaluated = _members([given / "imagenet_val" / "images.zip"])
     names = _listed(folder / "labels.csv")
@@ -65,6 +70,25 @@ def prepare(folder: Path, *, most: int | None = None) -> None:
             count += 1
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB, {count} images to train on, {len(kept)} to evaluate; keep it private")
+
+
+def _prepare_int8(source: Any, given: Path, folder: Path, most: int | None) -> None:
+    """Write the int8 graph of the weights as the folder has them, calibrated on training images."""
+    from tempfile import TemporaryDirectory
+
+    from benchmarks.gpu_quantized import GRAPHS, prepare_int8
+    from stages.data.images import open_images
+    from stages.data.source import DataSource
+    from stages.stage import Role
+    from stages.vit.files import save_model
+
+    images = open_images(
+        DataSource(images=given / "imagenet_train1000" / "images.zip", limit=most), Role.FIT, index_cache=None
+    )
+    with TemporaryDirectory(prefix="vitrim-prepare-") as place:
+        state = {name: tensor.half().float() for name, tensor in source.state.items()}
+        save_model(Path(place, "model"), source.spec, state)
+        prepare_int8(Path(place, "model"), images, folder / GRAPHS)
 
 
 def _in_turns(sources: "list[Iterator[tuple[str, bytes]]]") -> Iterator[tuple[int, str, bytes]]:

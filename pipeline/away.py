@@ -2,26 +2,30 @@
 
 What can be known without the board is: the graph answers like torch, and how accurate it is in another runtime, on this
 machine's processor. Both are told as a proxy. The choice among candidates is a rule: an engine that could be built here
-comes first, then the highest peak of the board among the precisions that agree with the source.
+comes first, then the profile's preferred precision among those that agree with the source.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.answers import Tell, prefixed
 from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
-from pipeline.choose import Choice, slack_of
+from pipeline.choose import Choice
 from pipeline.keys import code_digest, content_digest
 from pipeline.plan import AwayPlan, Prepared
 from pipeline.planner import PlannedStep
 from pipeline.reference import Reference
 from pipeline.report.compose import Built
 from pipeline.report.record import CandidateRow, Report
+from pipeline.slack import slack_of
+from pipeline.survivors import leave_spare
 from pipeline.validation import Engines, Subject, Validation, validate_graph
 from stages.artifact import Artifact, Format
 from stages.graph.described import Described
 from stages.stage import Role
+from targets.profile import preference
 from targets.record import digest_of
 
 GRAPH_FILE = "model.onnx"
@@ -36,6 +40,7 @@ class AwayBuild(TargetWork):
     def run(self, output: Path, command: str) -> Report:
         """Make everything that can be made here; returns the report, which also lies in the output folder."""
         before = self.begin()
+        self.target = leave_spare(self.runner, self.target)
         for step in self.target.steps():
             self.runner.bring(step)
         reference = self.reference(self._file(self.target.source_graph), self.target.source_graph.key, before)
@@ -75,8 +80,7 @@ class AwayBuild(TargetWork):
             one.name: self.agreement_of(one.graph, reference, prefixed(tell, one.name))[0]
             for one in self.target.candidates
         }
-        peaks = {str(precision): peak.value for precision, peak in self.target.profile.board.peak_tera_ops_s.items()}
-        winner = by_rule(self.target, agreements, peaks)
+        winner = by_rule(self.target, agreements)
         rows = []
         for one in sorted(self.target.candidates, key=lambda one: one is not winner):
             built = self.runner.bring(one.engine) if one.engine else None
@@ -85,8 +89,9 @@ class AwayBuild(TargetWork):
                 CandidateRow(
                     runtime=one.runtime,
                     precision=one.precision,
+                    variant=one.variant,
                     p50_ms=None,
-                    agreement=agreements[one.name],
+                    agreement=None if math.isnan(agreements[one.name]) else agreements[one.name],
                     bytes=engine_bytes(built) if built else None,
                     chosen=one is winner,
                     reason=f"by rule, nothing was measured: {what}" if one is winner else what,
@@ -105,6 +110,7 @@ class AwayBuild(TargetWork):
             precision=winner.precision,
             model=self.model_of(winner.graph),
             source_graph=None if self.model_of(winner.graph) else self._file(self.target.source_graph),
+            held=str(getattr(winner.graph.options, "precision", "fp32")),
             spec=before,
             preprocess=self.spec_of(winner.graph).preprocess,
             measure=self.plan.recipe.measure,
@@ -156,16 +162,18 @@ class AwayBuild(TargetWork):
         return self._graph(step).folder / GRAPH_FILE
 
 
-def by_rule(target: AwayPlan, agreements: Mapping[str, float], peaks: Mapping[str, float]) -> Prepared:
-    """Choose without a measurement. agreements: with the source, by candidate. peaks: of the board, by precision.
+def by_rule(target: AwayPlan, agreements: Mapping[str, float]) -> Prepared:
+    """Choose without a measurement. agreements: with the source, by candidate; NaN: answers that are not finite.
 
     Engines that could be built here come before those that could not. Among their candidates that agree with the source
-    about as well as the best, the one whose precision has the highest peak, then the profile's order.
+    about as well as the best, the one of the profile's preferred precision (`targets.profile.preference`), then the
+    first in the profile.
     """
     built = [one for one in target.candidates if one.engine] or list(target.candidates)
-    best = max(agreements[one.name] for one in built)
-    fit = [one for one in built if agreements[one.name] >= best - slack_of(target.budget)]
-    return max(fit or built, key=lambda one: peaks.get(one.precision, 0.0))
+    finite = [one for one in built if not math.isnan(agreements[one.name])]
+    best = max((agreements[one.name] for one in finite), default=0.0)
+    fit = [one for one in finite if agreements[one.name] >= best - slack_of(target.budget)]
+    return min(fit or built, key=lambda one: preference(target.profile, one.precision))
 
 
 def _graph_bytes(graph: Artifact) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.answers import Tell
 from pipeline.away import AwayBuild
 from pipeline.building import MEASURING_CODE, TargetWork, engine_bytes, engine_facts, last_of, versions
-from pipeline.choose import Choice, choose, pairs_of, slack_of
+from pipeline.choose import Choice, choose, pairs_of
 from pipeline.events import Event, Watcher, ignore
 from pipeline.floors import floor_on
 from pipeline.keys import code_digest, content_digest
@@ -26,6 +26,7 @@ from pipeline.search.pairs import as_fast, better, worth_a_search
 from pipeline.search.replan import replan, reshaping_after, searched_step
 from pipeline.search.search import Search
 from pipeline.search.workbench import Workbench
+from pipeline.slack import slack_of
 from pipeline.store import Store
 from pipeline.survivors import bring_candidates
 from pipeline.validation import Engines, Subject, Validation, validate
@@ -37,7 +38,7 @@ from stages.stage import Role
 from stages.vit.spec import ViTSpec
 from targets.errors import InputError
 from targets.measure.floor import Floor
-from targets.profile import load_profile
+from targets.profile import Budget, load_profile
 from targets.record import digest_of
 
 if TYPE_CHECKING:
@@ -162,13 +163,15 @@ class _TargetBuild(TargetWork):
         """Choose among the engines, or among their unpruned counterparts."""
         candidates = {one.name: one for one in self.target.candidates}
         engines = {name: one.unpruned if unpruned else one.engine for name, one in candidates.items()}
+        limits = Budget() if unpruned else self.target.budget  # the unpruned need not keep them
         key = digest_of(
             [
                 [one.key for one in engines.values()],
                 reference.key,
                 reference.images.fingerprint,
                 slack_of(self.target.budget),
-                code_digest(("pipeline/choose.py", *MEASURING_CODE)),
+                limits.model_dump(mode="json"),
+                code_digest(("pipeline/choose.py", "pipeline/contest.py", *MEASURING_CODE)),
             ]
         )
         kept: Choice | None = self.kept("choice", key, Choice)
@@ -185,6 +188,7 @@ class _TargetBuild(TargetWork):
             threads=self.target.profile.threads,
             sizes={name: engine_bytes(self.runner.bring(one)) for name, one in engines.items()},
             slack=slack_of(self.target.budget),
+            budget=limits,
             tell=tell,
         )
         self.runner.store.put_record("choice", key, made.model_dump(mode="json"))
@@ -263,24 +267,29 @@ class _TargetBuild(TargetWork):
             source_graph=last_of(self.plan.source, Format.ONNX, self.runner).folder / "model.onnx"
             if self.model_of(winner.engine) is None
             else None,
+            graph=self._graph(winner).folder / "model.onnx",
+            held=str(getattr(winner.graph.options, "precision", "fp32")),
+            runtime=winner.runtime,
             spec=before,
             preprocess=self.spec_of(winner.engine).preprocess,
             measure=self.plan.recipe.measure,
             budget=self.target.budget,
             threads=self.target.profile.threads,
             floors={
-                role: {batch: self._floor(spec, precision, batch).ms for batch in picked}
-                for role, spec, precision in (
-                    ("baseline", before, "fp32"),
-                    ("unpruned", before, winner.precision),
-                    ("engine", self.spec_of(winner.engine), winner.precision),
+                role: {batch: self._floor(spec, runtime, precision, batch).ms for batch in picked}
+                for role, spec, runtime, precision in (
+                    ("baseline", before, str(getattr(self._baseline.options, "runtime", "")), "fp32"),
+                    ("unpruned", before, winner.runtime, winner.precision),
+                    ("engine", self.spec_of(winner.engine), winner.runtime, winner.precision),
                 )
             },
             command_bundle=lambda role, folder: self._command_bundle(role, folder, winner),
         )
 
-    def _floor(self, spec: Described, precision: str, batch: int) -> Floor:
-        return floor_on(self.target.profile, spec, precision=precision, batch=batch)
+    def _floor(self, spec: Described, runtime: str, precision: str, batch: int) -> Floor:
+        return floor_on(
+            self.target.profile, spec, precision=precision, batch=batch, runtime=runtime, facts=self.target.facts
+        )
 
     def _validate(self, subject: Subject, tell: Tell) -> Validation:
         evaluate = self.plan.images.get(Role.EVALUATE)

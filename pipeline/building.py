@@ -16,6 +16,7 @@ from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_ans
 from pipeline.events import Event
 from pipeline.plan import AwayPlan, Plan, TargetPlan
 from pipeline.planner import PlannedStep
+from pipeline.plausible import told_of_source, unlike_timm
 from pipeline.reference import Reference
 from pipeline.report.compose import Built, compose
 from pipeline.report.record import Report
@@ -32,6 +33,7 @@ AGREEMENT_IMAGES = 512
 """images of `select` that stages are compared on, at most"""
 MEASURING_CODE = (
     "pipeline/validation.py",
+    "pipeline/parity.py",
     "pipeline/answers.py",
     "pipeline/pixels.py",
     "pipeline/statistics.py",
@@ -73,7 +75,17 @@ class TargetWork:
         self.runner.bring(self.plan.source)
         before = self.spec_of(self.plan.source)
         self.refuse_labels(before)
+        if self.target is self.plan.targets[0]:
+            self.warn_of(before)
         return before
+
+    def warn_of(self, before: Described) -> None:
+        """Tell what speaks for images that are read in another way than in the source's training."""
+        evaluate = self.plan.images.get(Role.EVALUATE)
+        labelled = evaluate is not None and evaluate.labels is not None
+        for message in (unlike_timm(before), told_of_source(self.plan.recipe, labelled)):
+            if message:
+                self.runner.watch(Event(kind="warning", target=self.runner.target, message=message))
 
     def validated(self, title: str, key: str, work: Callable[[Tell], Validation]) -> tuple[Validation, bool]:
         """What a validation finds, and whether an earlier build did it.
@@ -102,7 +114,13 @@ class TargetWork:
         write_report(output, report)
         away = self.target.profile if isinstance(self.target, AwayPlan) else None
         write_bundle_of(
-            output / "bundle", report=report, engine=engine, graph=graph, spec_folder=described, profile=away
+            output / "bundle",
+            report=report,
+            engine=engine,
+            graph=graph,
+            spec_folder=described,
+            profile=away,
+            options=getattr(built.winner, "options", None),
         )
         return report
 

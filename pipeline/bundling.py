@@ -23,10 +23,12 @@ def write_bundle_of(
     graph: "Artifact",
     spec_folder: Path,
     profile: "TargetProfile | None" = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the bundle of a report's engine: engine, portable graph, preprocessing, labels, run.py, model card.
 
-    engine: None where the board builds it. profile: the target, where it is not at hand.
+    engine: None where the board builds it. profile: the target, where it is not at hand. options: of the runtime's own,
+    with which the board builds.
     """
     target = report.target
     planned = {
@@ -34,6 +36,7 @@ def write_bundle_of(
         "version": target.runtime_version,
         "precision": target.precision,
         "batch": target.batch,
+        "options": dict(options or {}),
     }
     _write(
         folder,

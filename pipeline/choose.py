@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.answers import Tell, divergence, engine_answers, likeness, prefixed
+from pipeline.contest import decide
 from pipeline.plan import Candidate
 from pipeline.report.record import CandidateRow
 from pipeline.search.pairs import Pair
+from pipeline.slack import AGREEMENT_SLACK
 from targets.errors import StageError
-from targets.profile import Budget
 from targets.record import Record
 
 if TYPE_CHECKING:
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
 
     from pipeline.pixels import Pixels
     from pipeline.statistics import Booleans, Floats
+    from targets.profile import Budget
 
-AGREEMENT_SLACK = 0.01
-"""a candidate may agree with the source this much less than the best one and still win by speed, without a budget"""
 DOUBTFUL_SLACK = 0.03
 """the same where the images are too few to tell the two apart (exact McNemar test)"""
 SIGNIFICANT = 0.05
-TOLD, TELLING_SHARE = 3, 0.05
-"""kinds of operators that a slower candidate's reason names, and the least share of time that is worth it"""
 
 
 class Choice(Record):
@@ -49,11 +47,11 @@ class Choice(Record):
         if unpruned is None:
             return self
         told = searched or {}
-        here = {(row.runtime, row.precision) for row in self.rows}
+        here = {name_of(row) for row in self.rows}
         lost = [
             row.model_copy(update={"reason": told.get(name_of(row), f"of the unpruned engines: {row.reason}")})
             for row in unpruned.rows
-            if (row.runtime, row.precision) not in here
+            if name_of(row) not in here
         ]
         rows = self.rows
         if lost and len(rows) == 1:
@@ -65,7 +63,7 @@ class Choice(Record):
 
 def name_of(row: CandidateRow) -> str:
     """Name of a row's candidate."""
-    return f"{row.runtime} {row.precision}"
+    return f"{row.runtime} {row.precision} {row.variant}".rstrip()
 
 
 def pairs_of(choice: Choice) -> tuple[Pair, list[Pair]]:
@@ -74,14 +72,6 @@ def pairs_of(choice: Choice) -> tuple[Pair, list[Pair]]:
     found = {name: Pair(name=name, p50_ms=rows[name].p50_ms or 0.0, loss=loss) for name, loss in choice.losses.items()}
     first = found.pop(choice.winner, Pair(name=choice.winner, p50_ms=0.0, loss=0.0))  # the only candidate is not timed
     return first, list(found.values())
-
-
-def slack_of(budget: Budget) -> float:
-    """How much less than the best a candidate may agree with the source: as many images as the budget lets be lost.
-
-    An image on which a candidate disagrees need not be lost, so this is on the safe side.
-    """
-    return max(AGREEMENT_SLACK, (budget.accuracy_drop_points or 0) / 100)
 
 
 def choose(
@@ -96,13 +86,13 @@ def choose(
     threads: int | None,
     sizes: Mapping[str, int],
     slack: float = AGREEMENT_SLACK,
+    budget: Budget | None = None,
     tell: Tell,
 ) -> Choice:
     """Measure and decide. Order: preference. reference: the baseline's answers to `select`.
 
-    pixels: images of `select` as the candidates read them, and as the baseline does. slack: see `slack_of`.
-
-    A later candidate must be faster than the preferred one beyond doubt: the 95 % interval of the ratio excludes 1.
+    pixels: images of `select` as the candidates read them, and as the baseline does. slack: see `pipeline.slack`.
+    budget: whose limits go before speed, see `pipeline.contest`.
     """
     agreements, same, losses = {}, {}, {}
     for name, folder in engines.items():
@@ -113,10 +103,24 @@ def choose(
             same[name] = answers.argmax(axis=1) == reference.argmax(axis=1)
     if len(candidates) == 1:
         ((name, only),) = candidates.items()
+        if math.isnan(agreements[name]):
+            raise StageError(f"the only candidate, {name}, gives answers that are not finite")
         row = _row(only, None, agreements[name], sizes[name], chosen=True, reason="the only candidate")
         return Choice(winner=name, rows=(row,))
     fit = as_good_as_the_best(agreements, same, slack=slack)
-    made = _by_speed(candidates, engines, baseline, agreements, fit, pixels, baseline_pixels, threads, sizes, tell)
+    made = _by_speed(
+        candidates,
+        engines,
+        baseline,
+        agreements,
+        fit,
+        pixels,
+        baseline_pixels,
+        threads,
+        sizes,
+        budget or Budget(),
+        tell,
+    )
     return made.replace(losses={name: losses[name] for name in fit})
 
 
@@ -130,11 +134,11 @@ def _by_speed(
     baseline_pixels: "Pixels",
     threads: int | None,
     sizes: Mapping[str, int],
+    budget: Budget,
     tell: Tell,
 ) -> Choice:
     from pipeline.pixels import INPUTS
     from targets.measure.latency import EngineUnderTest, compare
-    from targets.measure.percentiles import p50_of, paired_ratio
 
     batch = next(iter(candidates.values())).batch
     count = max(INPUTS, batch)
@@ -148,41 +152,25 @@ def _by_speed(
         level="quick",
         tell=tell,
     )
-    measured = comparison.measurements
-    best = max(agreements.values())
-    if not fit:
-        told = ", ".join(f"{name} {share:.1%}" for name, share in agreements.items())
-        raise StageError(f"no candidate gives finite answers: {told}")
-    winner = fit[0]
-    for name in fit[1:]:
-        _, (_, high) = paired_ratio(measured[name], measured[winner])
-        if high < 1:
-            winner = name
-    rows = []
-    for name, candidate in candidates.items():
-        p50 = p50_of(measured[name])
-        if name == winner:
-            reason = "fastest of those that agree with the source"
-        elif name not in fit:
-            reason = f"agrees with the source on {agreements[name]:.1%} of select, the best on {best:.1%}"
-        else:
-            ratio, (low, high) = paired_ratio(measured[name], measured[winner])
-            reason = f"takes {ratio:.2f} [{low:.2f}, {high:.2f}] times as long as {winner}"
-            where = where_time_goes(engines[name], pixels.inputs(batch), threads=threads)
-            reason += f"; {where}" if where else ""
-        rows.append(_row(candidate, p50, agreements[name], sizes[name], chosen=name == winner, reason=reason))
-    return Choice(winner=winner, rows=tuple(rows))
+    winner, rows = decide(
+        candidates,
+        agreements=agreements,
+        fit=fit,
+        measured=comparison.measurements,
+        sizes=sizes,
+        budget=budget,
+        layers=lambda name: _layers(engines[name], pixels.inputs(batch), threads=threads),
+    )
+    return Choice(winner=winner, rows=rows)
 
 
-def where_time_goes(engine: Path, inputs: "NDArray[Any]", *, threads: int | None) -> str:
-    """`its time: 41 % MatMul, 20 % Softmax`; empty where the runtime does not tell. inputs: one query."""
+def _layers(engine: Path, inputs: "NDArray[Any]", *, threads: int | None) -> list[dict[str, Any]]:
+    """What ran in an engine, layer by layer. inputs: one query."""
     from targets.worker import Worker
 
     with Worker(threads=threads) as worker:
         worker.load(engine)
-        rows = worker.profile(inputs)
-    told = ", ".join(f"{row['share']:.0%} {row['operator']}" for row in rows[:TOLD] if row["share"] >= TELLING_SHARE)
-    return f"its time: {told}" if told else ""
+        return worker.layers(inputs)
 
 
 def as_good_as_the_best(
@@ -216,6 +204,7 @@ def _row(
     return CandidateRow(
         runtime=candidate.runtime,
         precision=candidate.precision,
+        variant=candidate.variant,
         p50_ms=p50_ms,
         agreement=agreement,
         bytes=size,

@@ -13,6 +13,7 @@ from targets.devices.job import Job, JobEngine, JobResult
 from targets.errors import InputError, StageError
 from targets.measure.procedure import Level
 from targets.preprocess import Preprocess
+from targets.runtimes.own import own_table
 
 if TYPE_CHECKING:
     from pipeline.answers import Tell
@@ -23,6 +24,8 @@ SHARD_IMAGES = 512
 TIMED_IMAGES = 16
 SAME = ("hint", "streams")
 """options that an engine is built anew with as the bundle's was"""
+BATCHES = ("batch_min", "batch_max")
+"""options of a runtime that are of one batch size"""
 SWEPT = (
     "batch",
     "latency_p50_ms",
@@ -227,10 +230,14 @@ def write_shards(folder: Path, images: "ImageSet | None", preprocess: Preprocess
 def _options(bundle: Path) -> dict[str, Any]:
     """How the bundle's engine was built, beside precision, batch and threads."""
     file = bundle / "engine" / "engine.json"
-    if not file.is_file():
-        return {}
-    options = json.loads(file.read_text())["options"]
-    return {name: options[name] for name in SAME if options.get(name) is not None}
+    return options_again(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def options_again(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that an engine is built with once more, perhaps for another batch size. engine: its engine.json."""
+    options = engine["options"]
+    names = [*SAME, *(name for name in own_table(engine["runtime"]) if name not in BATCHES)]
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def _told(bundle: Path, manifest: Mapping[str, Any], result: JobResult) -> dict[str, Any]:

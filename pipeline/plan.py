@@ -12,16 +12,18 @@ there is nothing to compare with: its graph is made, and its engine where that c
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.planner import PlannedStep, Planner
 from pipeline.search.limits import needs_a_limit
+from pipeline.slack import slack_of
 from stages.artifact import Format
 from stages.catalog import get_stage
 from stages.stage import Role
 from targets.errors import InputError
 from targets.profile import Budget, RuntimeChoice, TargetProfile
+from targets.runtimes.own import options_obstacle
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -39,14 +41,16 @@ class Candidate:
 
     runtime: str
     precision: str
+    variant: str = ""
+    """of several graphs in a precision: how much of the model is quantized"""
     batch: int
     engine: PlannedStep
     unpruned: PlannedStep
 
     @property
     def name(self) -> str:
-        """`openvino int8`."""
-        return f"{self.runtime} {self.precision}"
+        """`openvino int8 linears`."""
+        return f"{self.runtime} {self.precision} {self.variant}".rstrip()
 
     @property
     def graph(self) -> PlannedStep:
@@ -96,16 +100,19 @@ class Prepared:
 
     runtime: str
     precision: str
+    variant: str = ""
     batch: int
     graph: PlannedStep
     engine: PlannedStep | None
     left: str
     """what the board itself has to do before it can answer"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """of the runtime's own"""
 
     @property
     def name(self) -> str:
-        """`tensorrt_rtx int8`."""
-        return f"{self.runtime} {self.precision}"
+        """`tensorrt_rtx int8 attention`."""
+        return f"{self.runtime} {self.precision} {self.variant}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +172,20 @@ def make_plan(recipe: "Recipe", images: Mapping[Role, "ImageSet"], profiles: lis
     planner = Planner(recipe, images)
     source = planner.source()
     compressed = planner.continue_with(source).line()[len(source.line()) :]
+    _refuse_stray_options(recipe, profiles)
     targets = tuple(_plan_target(planner, profile, source) for profile in profiles)
     return Plan(recipe=recipe, images=images, source=source, compressed=compressed, targets=targets)
+
+
+def _refuse_stray_options(recipe: "Recipe", profiles: list[TargetProfile]) -> None:
+    """Raise InputError for options of a runtime that no target has: they would do nothing."""
+    known = {choice.name for profile in profiles for choice in profile.runtimes}
+    for name in recipe.runtime_options:
+        if name not in known:
+            names = ", ".join(profile.name for profile in profiles)
+            raise InputError(
+                f"runtime_options: {name!r} is no runtime of {names}; those have {', '.join(sorted(known))}"
+            )
 
 
 def _plan_target(planner: Planner, profile: TargetProfile, source: PlannedStep) -> TargetPlan | AwayPlan:
@@ -194,7 +213,8 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
     device = fingerprint(dict(facts))
     recipe = planner.recipe
     usable, passed_over = [], []
-    for choice, reason in usable_runtimes(profile):
+    for found, reason in usable_runtimes(profile):
+        choice = recipe.with_options(found, batch=profile.batch)
         if not _wanted(recipe, choice):
             passed_over.append((choice.name, NOT_WANTED))
         elif reason is not None:
@@ -203,24 +223,36 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
             usable.append(choice)
     needs = _needs(usable, facts)
     asked = _asked(planner, usable, facts)
+    budget = recipe.budget_for(profile)
+    agreement = _agreement(budget)
     graphs = {
-        held: (
-            planner.continue_with(source, needs=needs, precision=held),
-            planner.continue_with(source, only=Format.ONNX, needs=needs, precision=held),
+        (held, variant): (
+            planner.continue_with(source, needs=needs, precision=held, variant=variant, agreement=agreement),
+            planner.continue_with(
+                source, only=Format.ONNX, needs=needs, precision=held, variant=variant, agreement=agreement
+            ),
         )
-        for held in dict.fromkeys(_held(*one) for one in asked)
+        for held, variant in dict.fromkeys((_held(choice, precision), variant) for choice, precision, variant in asked)
     }
 
-    def compile_step(after: PlannedStep, choice: RuntimeChoice, precision: str, batch: int, what: str) -> PlannedStep:
+    def compile_step(
+        after: PlannedStep, choice: RuntimeChoice, precision: str, variant: str, batch: int, what: str
+    ) -> PlannedStep:
+        wrong = options_obstacle(choice.name, choice.options, batch=batch)
+        if wrong is not None:
+            raise InputError(f"target {profile.name!r} at batch {batch}: {wrong}")
         options = get_stage("compile").options(
             runtime=choice.name,
             precision=precision,
             batch=batch,
             threads=profile.threads,
+            cores=profile.cores,
             hint=choice.hint,
             streams=choice.streams,
+            options=choice.options,
         )
-        title = f"compile {what}: {choice.name} {precision}, batch {batch}"
+        rung = f"{precision} {variant}".rstrip()
+        title = f"compile {what}: {choice.name} {rung}, batch {batch}"
         return planner.step("compile", options, after=after, title=title, profile=profile, device=device)
 
     def candidates(batch: int) -> tuple[Candidate, ...]:
@@ -228,12 +260,13 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
             Candidate(
                 runtime=choice.name,
                 precision=precision,
+                variant=variant,
                 batch=batch,
-                engine=compile_step(graph, choice, precision, batch, "engine"),
-                unpruned=compile_step(unpruned, choice, precision, batch, "unpruned"),
+                engine=compile_step(graph, choice, precision, variant, batch, "engine"),
+                unpruned=compile_step(unpruned, choice, precision, variant, batch, "unpruned"),
             )
-            for choice, precision in asked
-            for graph, unpruned in [graphs[_held(choice, precision)]]
+            for choice, precision, variant in asked
+            for graph, unpruned in [graphs[_held(choice, precision), variant]]
         )
 
     passed_over += _lacking(planner, usable, asked)
@@ -243,7 +276,6 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
     first = next((choice for choice in usable if "fp32" in choice.precisions), None)
     if first is None:
         raise InputError(f"target {profile.name!r} has no usable runtime in fp32 for the baseline")
-    budget = recipe.budget_for(profile)
     if any(graph.searched for graph, _ in graphs.values()):
         needs_a_limit(budget)
     exported = planner.export_of(source)
@@ -253,7 +285,7 @@ def _plan_here(planner: Planner, profile: TargetProfile, source: PlannedStep, fa
         budget=budget,
         facts=facts,
         candidates=candidates(profile.batch),
-        baselines={batch: compile_step(exported, first, "fp32", batch, "baseline") for batch in batches},
+        baselines={batch: compile_step(exported, first, "fp32", "", batch, "baseline") for batch in batches},
         other_batches={batch: candidates(batch) for batch in batches if batch != profile.batch},
         passed_over=tuple(passed_over),
     )
@@ -274,14 +306,17 @@ def _plan_away(
     choices, passed_over = [], []
     for choice in profile.runtimes:
         if _wanted(recipe, choice):
-            choices.append(choice)
+            choices.append(recipe.with_options(choice, batch=profile.batch))
         else:
             passed_over.append((choice.name, NOT_WANTED))
     needs = _needs(choices, profile.board.model_dump())
     asked = _asked(planner, choices, None)
+    budget = recipe.budget_for(profile)
     graphs = {
-        held: planner.continue_with(source, needs=needs, precision=held)
-        for held in dict.fromkeys(_held(*one) for one in asked)
+        (held, variant): planner.continue_with(
+            source, needs=needs, precision=held, variant=variant, agreement=_agreement(budget)
+        )
+        for held, variant in dict.fromkeys((_held(choice, precision), variant) for choice, precision, variant in asked)
     }
     if any(graph.searched for graph in graphs.values()):
         raise InputError(
@@ -289,17 +324,19 @@ def _plan_away(
             "measurement; write the shapes into the recipe, e.g. those of the report of a target at hand"
         )
     candidates = []
-    for choice, precision in asked:
+    for choice, precision, variant in asked:
         built, left = left_to_do(profile, choice)
-        graph = graphs[_held(choice, precision)]
+        graph = graphs[_held(choice, precision), variant]
         candidates.append(
             Prepared(
                 runtime=choice.name,
                 precision=precision,
+                variant=variant,
                 batch=profile.batch,
                 graph=graph,
-                engine=_ahead(planner, profile, choice.name, precision, graph) if built else None,
+                engine=_ahead(planner, profile, choice, precision, variant, graph) if built else None,
                 left=left,
+                options=choice.options,
             )
         )
     passed_over += _lacking(planner, choices, asked)
@@ -308,7 +345,7 @@ def _plan_away(
         raise InputError(f"nothing can be made for target {profile.name!r}: {why}")
     return AwayPlan(
         profile=profile,
-        budget=recipe.budget_for(profile),
+        budget=budget,
         facts=facts,
         away=away,
         candidates=tuple(sorted(candidates, key=lambda one: one.engine is None)),
@@ -317,48 +354,70 @@ def _plan_away(
     )
 
 
-def _ahead(planner: Planner, profile: TargetProfile, runtime: str, precision: str, graph: PlannedStep) -> PlannedStep:
+def _ahead(
+    planner: Planner, profile: TargetProfile, choice: RuntimeChoice, precision: str, variant: str, graph: PlannedStep
+) -> PlannedStep:
     """The step that builds an engine for a GPU that is elsewhere."""
     assert profile.board.gpu is not None  # else nothing is built ahead of time
     capability = profile.board.gpu.compute_capability.value
     options = get_stage("compile").options(
-        runtime=runtime, precision=precision, batch=profile.batch, compute_capability=capability
+        runtime=choice.name,
+        precision=precision,
+        batch=profile.batch,
+        options=choice.options,
+        compute_capability=capability,
     )
-    title = f"compile engine: {runtime} {precision}, batch {profile.batch}, for {profile.name}"
+    rung = f"{precision} {variant}".rstrip()
+    title = f"compile engine: {choice.name} {rung}, batch {profile.batch}, for {profile.name}"
     return planner.step("compile", options, after=graph, title=title, profile=profile)
+
+
+def _agreement(budget: Budget) -> float:
+    """Share of the images of `select` on which a quantized graph must answer as before."""
+    return round(1 - slack_of(budget), 6)
 
 
 def _wanted(recipe: "Recipe", choice: RuntimeChoice) -> bool:
     return recipe.runtimes is None or choice.name in recipe.runtimes
 
 
-def _needs(choices: Iterable[RuntimeChoice], processor: Mapping[str, Any]) -> dict[str, bool]:
-    """What an int8 graph must be for the target: options of the step that makes it.
+def _needs(choices: Iterable[RuntimeChoice], processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a graph must be for the target, by precision: options of the step that makes it.
 
     processor: architecture and instruction sets of what runs it.
     """
     from targets.runtimes.nvidia.capability import LEGAL
 
-    if any(choice.name in LEGAL for choice in choices):
-        return {"symmetric": True}  # the TensorRTs take no other zero points than 0
+    nvidia = [choice for choice in choices if choice.name in LEGAL]
+    if nvidia:  # the TensorRTs take no other zero points than 0, and run in fp32 what the graph holds in fp32
+        rest = {"rest": "float16"} if any("fp16" in choice.precisions for choice in nvidia) else {}
+        return {"int8": {"symmetric": True, **rest}, "fp8": rest}
     saturates = processor["architecture"] == "x86_64" and not VNNI & set(processor["instruction_sets"])
-    return {"half_range": True} if saturates else {}
+    return {"int8": {"half_range": True}} if saturates else {}
 
 
 def _asked(
     planner: Planner, choices: Iterable[RuntimeChoice], facts: Mapping[str, Any] | None
-) -> list[tuple[RuntimeChoice, str]]:
-    """Runtimes with the precisions to try: the recipe's one, or for `auto` every one that the target has.
+) -> list[tuple[RuntimeChoice, str, str]]:
+    """Runtimes with the precisions to try: the recipe's one, or for `auto` every one that the target has, by variant.
 
     facts: of the CPU that runs what is built; what a runtime makes of an fp32 graph when told to is tried, too, bf16
     where that CPU computes in it. None: the target is not at hand.
     """
+    from targets.runtimes.nvidia.capability import LEGAL
+
     if planner.leaves_precision_open:
-        return [(choice, precision) for choice in choices for precision in choice.precisions]
+        choices = list(choices)
+        return [
+            (choice, precision, variant)
+            for choice in choices
+            for precision in choice.precisions
+            for variant in planner.variants(precision, symmetric=any(one.name in LEGAL for one in choices))
+        ]
     wide = facts and {"avx512_bf16", "amx_bf16"} & set(facts["instruction_sets"])
     hints = [one for one in ("bf16", "fp16") if planner.precision == "fp32" and facts and (one != "bf16" or wide)]
     return [
-        (choice, precision)
+        (choice, precision, "")
         for choice in choices
         for precision in (planner.precision, *hints)
         if precision in choice.precisions and (precision not in hints or _held(choice, precision) == "fp32")
@@ -366,10 +425,10 @@ def _asked(
 
 
 def _lacking(
-    planner: Planner, choices: Iterable[RuntimeChoice], asked: Iterable[tuple[RuntimeChoice, str]]
+    planner: Planner, choices: Iterable[RuntimeChoice], asked: Iterable[tuple[RuntimeChoice, str, str]]
 ) -> list[tuple[str, str]]:
     """Runtimes that the recipe's precision leaves without a candidate, with the reason."""
-    having = {choice.name for choice, _ in asked}
+    having = {choice.name for choice, _, _ in asked}
     return [
         (choice.name, f"it does not run {planner.precision} there; it runs {', '.join(choice.precisions)}")
         for choice in choices

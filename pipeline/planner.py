@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.keys import roles_of, step_key
 from stages.artifact import Format
 from stages.catalog import get_stage
+from stages.quantize.stage import QuantizeOptions
 from stages.source_onnx.options import OnnxSourceOptions
 from stages.stage import Role
 from targets.errors import InputError
@@ -101,6 +102,12 @@ class Planner:
         """Whether every precision that a target runs is a candidate."""
         return any(leaves_precision_open(step.stage, step.options) for step in self.recipe.steps)
 
+    def variants(self, precision: str, *, symmetric: bool) -> tuple[str, ...]:
+        """Rungs of a precision that the recipe leaves open; symmetric: of int8 for TensorRT."""
+        step = next(step for step in self.recipe.steps if leaves_precision_open(step.stage, step.options))
+        assert isinstance(step.options, QuantizeOptions)
+        return step.options.variants(precision, symmetric=symmetric)
+
     @property
     def precision(self) -> str:
         """What the recipe's graph holds: the precision of the step that quantizes, else fp32."""
@@ -121,15 +128,18 @@ class Planner:
         start: PlannedStep,
         *,
         only: Format | None = None,
-        needs: Mapping[str, bool] | None = None,
+        needs: Mapping[str, Mapping[str, Any]] | None = None,
         precision: str | None = None,
+        variant: str = "",
+        agreement: float | None = None,
     ) -> PlannedStep:
         """Apply the recipe's steps to a model.
 
         only: keeps those that consume this format, and the export; what trains a graph becomes what makes the same one
-        untrained. needs: options of a step that makes int8 which the target demands, whatever the recipe says.
-        precision: what the graph holds; a quantize step with precision `auto` becomes that, fp32 leaves every one out,
-        None one with `auto`.
+        untrained. needs: by precision, options of the step that makes it which the target demands, whatever the recipe
+        says; `rest` only where it says nothing. precision: what the graph holds; a quantize step with precision `auto`
+        becomes that and its variant, fp32 leaves every one out, None one with `auto`. agreement: that the target's
+        budget asks for.
         """
         last = start
         for step in untrained(self.recipe.steps) if only else self.recipe.steps:
@@ -144,9 +154,14 @@ class Planner:
             if leaves_precision_open(step.stage, options):
                 if precision is None:
                     continue
-                options, title = options.of(precision), f"quantize {precision}"  # type: ignore[attr-defined]
-            if needs and step.stage in QUANTIZERS and getattr(options, "precision", None) == "int8":
-                options = options.replace(**needs)
+                options = options.of(precision).as_variant(variant)  # type: ignore[attr-defined]
+                title = f"quantize {precision} {variant}".rstrip()
+            if isinstance(options, QuantizeOptions) and agreement is not None:
+                options = options.within(agreement)
+            if step.stage in QUANTIZERS:
+                wanted = (needs or {}).get(str(getattr(options, "precision", "")), {})
+                said = getattr(options, "rest", None) is not None
+                options = options.replace(**{name: one for name, one in wanted.items() if name != "rest" or not said})
             last = self.step(step.stage, options, after=last, title=title)
         return last
 
@@ -166,7 +181,7 @@ def untrained(steps: "Iterable[Step]") -> "Iterator[Step]":
             continue
         told = step.options.model_dump()
         export = get_stage("export").options(**{name: told[name] for name in ("opset", "batch", "outputs")})
-        same = ("precision", "symmetric", "half_range", "images", "select_images")
+        same = ("precision", "symmetric", "half_range", "rest", "images", "select_images")
         quantize = get_stage("quantize").options(alphas=(told["alpha"],), **{name: told[name] for name in same})
         yield step.model_copy(update={"stage": "export", "options": export, "title": "export"})
         yield step.model_copy(update={"stage": "quantize", "options": quantize, "title": "quantize"})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pipeline.answers import Tell, engine_answers
 from pipeline.compare.entry import ON_CPU
-from pipeline.ondevice import SAME, SWEPT, read_bundle
+from pipeline.ondevice import BATCHES, SWEPT, options_again, read_bundle
 from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.compose import figures
 from stages.data.images import ImageSet, check_labels, open_images
@@ -18,6 +18,7 @@ from stages.stage import Role
 from targets.errors import InputError
 from targets.measure.measurement import Arrivals, Level
 from targets.preprocess import Preprocess
+from targets.runtimes.own import own_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,7 +167,8 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
 
     if not batches:
         return {}
-    options = json.loads((bundle / "engine" / "engine.json").read_text())["options"]
+    told = json.loads((bundle / "engine" / "engine.json").read_text())
+    own = [name for name in own_table(manifest["runtime"]) if name not in BATCHES]
     found = {}
     with Worker() as worker:
         for batch in sorted(batches):
@@ -178,8 +180,9 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
                 runtime=manifest["runtime"],
                 precision=manifest["precision"],
                 batch=batch,
-                threads=options.get("threads"),
-                more={name: options[name] for name in SAME if options.get(name) is not None},
+                threads=told["options"].get("threads"),
+                more=options_again(told),
+                at_load={name: one for name, one in told.get("at_load", {}).items() if name in (*own, "cores")},
             )
     return found
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pipeline.answers import Tell, engine_answers, torch_answers
+from pipeline.answers import Tell, engine_answers
+from pipeline.parity import check_parity
 from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.record import Accuracy, LayerRow, OperatorTime, Parity
 from stages.data.images import ImageSet
@@ -30,18 +31,6 @@ if TYPE_CHECKING:
     from stages.graph.described import Described
     from targets.preprocess import Preprocess
     from targets.profile import Budget
-
-PARITY_IMAGES = 16
-PARITY_COSINE = {
-    "fp32": 0.9999,
-    "bf16": 0.99,
-    "fp16": 0.99,
-    "int8": 0.9,
-    "int8_dynamic": 0.9,
-    "int8_weights": 0.9,
-    "fp8": 0.9,
-}
-"""least cosine between the engine's and torch's outputs; quantization moves logits, a broken graph destroys them"""
 
 
 class Validation(Record):
@@ -91,6 +80,12 @@ class Subject:
     threads: int | None
     floors: Mapping[str, Mapping[int, float | None]]
     """milliseconds that no query of a role can be faster than, by batch size; None: not known"""
+    graph: Path | None = None
+    """what the engine was built from, for parity; None where the engine is a graph itself"""
+    held: str = "fp32"
+    """precision of what that graph holds"""
+    runtime: str = ""
+    """of the engine"""
     command_bundle: Callable[[str, Path], None]
     """write a bundle of `baseline` or `engine` into a folder, for the user's own metric command"""
 
@@ -154,42 +149,6 @@ def validate_graph(
         operators={},
         seconds=time.monotonic() - started,
         proxy=proxy,
-    )
-
-
-def check_parity(subject: Subject, pixels: Pixels, *, tell: Tell) -> Parity:
-    """Compare the engine's outputs with torch's on the same real images, or with those of the source's graph."""
-    import numpy as np
-
-    from pipeline.features import feature_cosine
-
-    with TemporaryDirectory(prefix="vitrim-parity-") as folder:
-        few = Path(folder, "images.npy")
-        np.save(few, np.load(pixels.file, mmap_mode="r")[:PARITY_IMAGES])
-        if subject.model is not None:
-            expected = torch_answers(subject.model, Pixels(few, pixels.preprocess), tell=tell)
-        elif subject.source_graph is not None:
-            expected = engine_answers(subject.source_graph, Pixels(few, pixels.preprocess), tell=tell)
-        else:
-            raise RuntimeError("nothing to compare the engine with")
-        found = engine_answers(
-            subject.engines.engine[subject.batch],
-            Pixels(few, pixels.preprocess),
-            tell=tell,
-            precision=subject.precision,
-        )
-    finite = bool(np.isfinite(found).all())
-    difference = np.abs(np.where(np.isfinite(found), found, 0) - expected)
-    cosine = float(feature_cosine(expected, found).mean()) if finite else 0.0
-    least = PARITY_COSINE[subject.precision]
-    return Parity(
-        images=len(expected),
-        max_abs_error=float(difference.max()),
-        mean_abs_error=float(difference.mean()),
-        cosine=cosine,
-        tolerance=f"mean cosine at least {least} for {subject.precision}, every output finite",
-        passed=finite and cosine >= least,
-        reference="torch" if subject.model is not None else "the source's graph in ONNX Runtime",
     )
 
 

@@ -12,9 +12,15 @@ from targets.record import Record
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_dynamic", "int8_weights", "fp8"]
 """int8: weights and activations; int8_dynamic: ranges of activations anew in every query; int8_weights: weights only"""
 
+COMPUTES = {"int8_dynamic": "int8", "int8_weights": "fp32"}
+"""precision of a graph -> that in which its products run, where the two differ"""
+
 Confidence = Literal["datasheet", "derived", "recalled", "probed"]
 """read in the vendor's document | computed, the source says how | known, not read again: check before you promise
 anything by it | read from such a machine"""
+
+RuntimeOptions = dict[str, bool | int | str]
+"""options of a runtime's own, by name; what they may be is in the runtime's table (`targets.runtimes.own`)"""
 
 
 class Figure(Record):
@@ -91,6 +97,10 @@ class Board(Record):
     """of a Jetson's module, as /proc/device-tree/compatible names it, e.g. p3767-0005"""
     memory_gb: Figure | None = Field(default=None, description="of the GPU; of the whole board where it has only one")
     memory_bandwidth_gb_s: Figure | None = None
+    cache_mb: Figure | None = Field(
+        default=None,
+        description="MiB of all that may keep weights from query to query: the last level, what is not copied there",
+    )
     peak_tera_ops_s: dict[Precision, Figure] = Field(
         default={}, description="dense, by precision: 10^12 additions and multiplications per second"
     )

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
+from targets.board import COMPUTES, Power, Precision, RuntimeOptions, Software, Versions
 from targets.board import Board as Board
-from targets.board import Power, Precision, Software, Versions
 from targets.errors import InputError, UnknownNameError
 from targets.facts import RUNTIME_DISTRIBUTIONS, installed_version, probe
 from targets.inherit import read_target
@@ -19,7 +19,9 @@ from targets.runtimes.intel.devices import device_obstacle
 from targets.runtimes.intel.options import CPU, DEVICES, HINTS, hint_obstacle
 from targets.runtimes.nvidia.capability import LEGAL, pair_obstacle
 from targets.runtimes.nvidia.options import RTX
+from targets.runtimes.nvidia.trial import tensorrt_obstacle
 from targets.runtimes.ort.ask import provider_obstacle
+from targets.runtimes.own import options_obstacle
 from targets.strict_yaml import Document
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -59,6 +61,9 @@ class RuntimeChoice(Record):
     )
     streams: int | None = Field(
         default=None, gt=0, description="openvino with hint throughput: queries side by side; null: it chooses"
+    )
+    options: RuntimeOptions = Field(
+        default={}, description="of the runtime's own table (docs/runtimes), e.g. workspace_mib: 1024"
     )
 
 
@@ -120,11 +125,26 @@ class TargetProfile(Record):
     power: Power = Power()
     runtimes: tuple[RuntimeChoice, ...] = Field(min_length=1)
     """in order of preference; the first in fp32 is the baseline's"""
+    prefer: tuple[Precision, ...] = Field(
+        default=(),
+        description="precisions, best first, where nothing can be measured; empty: by the highest peak of the board",
+    )
     onnx_opset_max: int = Field(default=20, ge=17)
     batch: int = Field(default=1, gt=0)
     input: Input = Input()
-    threads: int | None = Field(default=None, gt=0, description="null: all cores that this process may use")
+    threads: int | None = Field(
+        default=None, gt=0, description="null: as many as `cores`, else all this process may use"
+    )
+    cores: tuple[NonNegativeInt, ...] = Field(
+        default=(),
+        description="logical processors that engines run on, counted from 0; empty: wherever the kernel likes",
+    )
     reached: Literal["local", "ssh", "none yet"] = "local"
+    device: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name in devices.yaml, of a target that is reached by ssh",
+    )
     verified: Literal["on hardware", "engine built", "not yet"]
     budget: Budget = Budget()
     demands: Demands = Demands()
@@ -173,7 +193,7 @@ def load_profile(name_or_path: str | Path) -> TargetProfile:
     assert profile is not None  # else a problem was told
     if profile.name != path.stem:
         raise InputError(f"target {str(path)!r} is called {profile.name!r} inside; file and name must be the same")
-    return profile
+    return profile if profile.threads or not profile.cores else profile.replace(threads=len(profile.cores))
 
 
 def refuse_image_size(profile: TargetProfile, size: tuple[int, int] | None) -> None:
@@ -184,6 +204,20 @@ def refuse_image_size(profile: TargetProfile, size: tuple[int, int] | None) -> N
             f"target {profile.name!r} takes images of {wanted} x {wanted} pixels, the model those of {size[0]} x "
             f"{size[1]}; set model.image_size: {wanted}, or change input.image_size of the target"
         )
+
+
+def preference(profile: TargetProfile, precision: str) -> tuple[float, ...]:
+    """How early a precision comes where nothing can be measured: the smaller, the earlier; equal ones by their order.
+
+    The profile's `prefer` decides, what is not in it comes after. Without one, the highest peak of the board among
+    those that are known, then those without.
+    """
+    if profile.prefer:
+        order: tuple[str, ...] = profile.prefer
+        return (float(order.index(precision) if precision in order else len(order)),)
+    computes = COMPUTES.get(precision, precision)
+    peak = next((one.value for name, one in profile.board.peak_tera_ops_s.items() if name == computes), 0.0)
+    return (-peak,)
 
 
 def refuse_unsupported(profile: TargetProfile) -> None:
@@ -211,7 +245,7 @@ def usable_runtimes(
             board_obstacle(profile, facts)
             or _gpu_obstacle(profile, choice.name, facts)
             or version_obstacle(choice, installed or installed_version)
-            or (provider_obstacle(choice.name) if installed is None else None)
+            or (_trial(profile, choice.name) if installed is None else None)
             or device(choice.name)
         )
         if reason is not None:
@@ -232,6 +266,12 @@ def board_obstacle(profile: TargetProfile, facts: dict[str, Any]) -> str | None:
         return f"the target is {board.architecture}, this machine is {facts['architecture']}"
     lacking = [one for one in board.instruction_sets if one not in facts["instruction_sets"]]
     return f"this processor lacks {', '.join(lacking)}" if lacking else None
+
+
+def _trial(profile: TargetProfile, runtime: str) -> str | None:
+    """Why a runtime that is installed does not work here, tried in a process of its own; None where it does."""
+    gpu = profile.board.gpu
+    return provider_obstacle(runtime) or tensorrt_obstacle(runtime, gpu.compute_capability.value if gpu else None)
 
 
 def _gpu_obstacle(profile: TargetProfile, runtime: str, facts: dict[str, Any]) -> str | None:
@@ -274,6 +314,14 @@ def _tell_contradictions(profile: TargetProfile, document: Document) -> None:
     gpu = profile.board.gpu
     if profile.board.kind != "cpu" and gpu is None:
         document.tell(("board", "gpu"), f"is missing; a board of kind {profile.board.kind!r} has one")
+    if profile.reached == "ssh" and profile.device is None:
+        document.tell(("device",), "is missing; a target that is reached by ssh names a device of devices.yaml")
+    if profile.reached != "ssh" and profile.device is not None:
+        document.tell(("device",), f"goes with reached: ssh, got {profile.device!r} with {profile.reached!r}")
+    if len(set(profile.cores)) < len(profile.cores):
+        document.tell(("cores",), f"names one twice, got {list(profile.cores)}; name each once")
+    if profile.cores and profile.threads is not None and profile.threads > len(profile.cores):
+        document.tell(("threads",), f"must be at most the {len(profile.cores)} cores, got {profile.threads}")
     if profile.status == "unsupported" and not profile.reason:
         document.tell(("reason",), "is missing; a target that is unsupported says why, and what to do")
     if profile.status == "supported" and profile.reason:
@@ -281,6 +329,9 @@ def _tell_contradictions(profile: TargetProfile, document: Document) -> None:
     for index, choice in enumerate(profile.runtimes):
         if choice.name not in CATALOG:
             document.tell(("runtimes", index, "name"), str(UnknownNameError("runtime", choice.name, CATALOG)))
+        wrong = options_obstacle(choice.name, choice.options, batch=profile.batch) if choice.name in CATALOG else None
+        if wrong is not None:
+            document.tell(("runtimes", index, "options"), wrong)
         reason = hint_obstacle(choice.name, choice.hint, choice.streams)
         if reason is not None:
             document.tell(("runtimes", index, "hint" if choice.streams is None else "streams"), reason)

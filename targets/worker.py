@@ -171,15 +171,24 @@ class Worker:
         batch: int,
         threads: int | None = None,
         more: Mapping[str, Any] | None = None,
+        at_load: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Any], float]:
         """Build an engine from an ONNX file into an existing empty folder: (engine.json, seconds).
 
-        more: options that the runtime alone has, as plain JSON.
+        more: options that the runtime alone has, as plain JSON. at_load: such that hold at every load, unless others
+        are given there.
         """
         options = (
             {"precision": precision, "batch": batch} | ({"threads": threads} if threads else {}) | {**(more or {})}
         )
-        told = self._ask("build", runtime=runtime, model=_absolute(model), output=_absolute(output), options=options)
+        told = self._ask(
+            "build",
+            runtime=runtime,
+            model=_absolute(model),
+            output=_absolute(output),
+            options=options,
+            **({"at_load": dict(at_load)} if at_load else {}),
+        )
         return told["engine"], told["seconds"]
 
     def check_fit(self, folder: Path) -> None:

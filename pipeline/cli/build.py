@@ -283,6 +283,7 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
 
     from pipeline.build import plan_recipe
     from pipeline.plan import AwayPlan
+    from pipeline.room import lacking_room
     from pipeline.shapes import shapes_of
 
     shelf = open_store(store)
@@ -322,6 +323,11 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
             state = "depends on search" if step.searched else "finished" if shelf.has(step.key) else "to run"
             table.add_row(step.title, "" if step.searched else step.key[:12], state)
         console.print(table)
+        small = lacking_room(
+            target.profile, list(shapes.values())[-1].params, tuple(one.precision for one in target.candidates)
+        )
+        if small is not None:
+            console.print(f"memory: {small}", style="yellow", markup=False)
         if isinstance(target, AwayPlan):
             console.print(f"not at hand: {target.away}; nothing is measured", style="yellow", markup=False)
         for role, images in made.images.items():

@@ -9,6 +9,7 @@ import typer
 from pipeline.cli.options import JsonOption
 
 if TYPE_CHECKING:
+    from targets.board import Board
     from targets.profile import TargetProfile
 
 app = typer.Typer(
@@ -78,10 +79,11 @@ def new(
     """
     from pipeline.newtarget import write_target
     from targets.facts import probe as look
+    from targets.jetson import read_jetson
     from targets.profile import load_profile
 
     path = output or Path(f"{name}.yaml")
-    write_target(name, path, facts=look())
+    write_target(name, path, facts=look(), jetson=read_jetson())
     profile = load_profile(path)
     typer.echo(f"{path}: {profile.summary}; {', '.join(one.name for one in profile.runtimes)}")
     typer.echo(f"next: vitrim doctor --target {path}")
@@ -102,10 +104,28 @@ def _notes(profile: "TargetProfile", base: str | None) -> list[str]:
         notes.append("unsupported: nothing can be built for it, see `reason`")
     if profile.verified == "not yet":
         notes.append("not yet run on hardware")
+    notes += [one for one in (_hardware(profile.board),) if one]
     sure = {found["confidence"] for found in _sourced(profile.board.model_dump(mode="json"))}
     if "recalled" in sure:
         notes.append("figures that are `recalled` were not read again: check before you rely on them")
     return notes
+
+
+def _hardware(board: "Board") -> str:
+    """Memory, clock and power in one line; empty where nothing is known of them."""
+    gpu = board.gpu
+    parts = []
+    if board.memory_gb is not None:
+        parts.append(f"{board.memory_gb.value:g} GB")
+    if board.memory_bandwidth_gb_s is not None:
+        parts.append(f"{board.memory_bandwidth_gb_s.value:g} GB/s")
+    if gpu is not None and gpu.multiprocessors is not None:
+        clock = f" at up to {gpu.clock_mhz.value:g} MHz" if gpu.clock_mhz is not None else ""
+        parts.append(f"{gpu.multiprocessors.value:g} multiprocessors{clock}")
+    watts = [f"{one.value:g}" for one in (board.power_min_w, board.power_max_w) if one is not None]
+    if watts:
+        parts.append(f"{' to '.join(watts)} W")
+    return ", ".join(parts)
 
 
 def _sourced(value: Any) -> list[dict[str, Any]]:

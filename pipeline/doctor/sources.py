@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.doctor.providers import try_providers
+from targets.agent.cores import allowed_cores
 from targets.facts import ROOT, installed_version, probe
-from targets.jetson import Jetson, read_jetson
+from targets.jetson import Jetson, JetsonNow, read_jetson, read_jetson_now
 from targets.measure.conditions import read_conditions
 from targets.nvidia import Reading, Run, read_gpus, run_command
 from targets.runtimes.intel.devices import Listed, Missing, list_devices, why_missing
+from targets.runtimes.nvidia.trial import tensorrt_obstacle
 
 
 def package_version(distribution: str) -> str | None:
@@ -40,6 +42,11 @@ class Sources:
     conditions: Callable[[], dict[str, Any]] = read_conditions
     gpus: Callable[[], Reading] = read_gpus
     jetson: Callable[[], Jetson | None] = read_jetson
+    jetson_now: Callable[[], JetsonNow] = read_jetson_now
+    tensorrt: Callable[[str, str | None], str | None] = tensorrt_obstacle
+    """why a TensorRT does not work, by runtime and compute capability; None for other runtimes"""
+    allowed: Callable[[], set[int]] = allowed_cores
+    """logical processors that this process may use"""
     package: Callable[[str], str | None] = package_version
     runtime: Callable[[str], str | None] = installed_version
     """installed version by runtime"""

@@ -3,8 +3,9 @@
 from typing import Any
 
 from pipeline.doctor.finding import Finding, fix, good, in_range, warning
+from pipeline.doctor.jetson import examine_jetson
 from pipeline.doctor.sources import Sources
-from targets.jetson import Jetson
+from targets.agent.cores import spans
 from targets.nvidia import GpuNow, Reading, is_called
 from targets.profile import TargetProfile, usable_runtimes
 from targets.runtimes.intel.devices import Missing, device_missing
@@ -20,17 +21,20 @@ _EXTRAS = {
     "tensorrt_rtx": "rtx",
 }
 
+MEMORY_SHARE = 0.9
+"""of the memory on the data sheet that a card has to show"""
+
 
 def examine_target(profile: TargetProfile, sources: Sources) -> list[Finding]:
     """Name every mismatch between a target and this machine."""
     if profile.status == "unsupported":
         return [fix(profile.name, "not supported", profile.reason or "")]
     facts = sources.probe()
-    found = [*_processor(profile, facts), *_runtimes(profile, facts, sources)]
+    found = [*_processor(profile, facts), *_cores(profile, sources), *_runtimes(profile, facts, sources)]
     if profile.board.kind == "gpu":
         found += _discrete(profile, sources.gpus(), sources)
     if profile.board.kind == "jetson":
-        found += _jetson(profile, sources.jetson())
+        found += examine_jetson(profile, facts, sources)
     return found
 
 
@@ -53,6 +57,19 @@ def _processor(profile: TargetProfile, facts: dict[str, Any]) -> list[Finding]:
     return found
 
 
+def _cores(profile: TargetProfile, sources: Sources) -> list[Finding]:
+    """Whether this process may use the processors that engines are pinned to."""
+    if not profile.cores:
+        return []
+    allowed, wanted = sources.allowed(), set(profile.cores)
+    text = f"engines run on {spans(wanted)}"
+    if wanted <= allowed:
+        return [good("cores", text)]
+    here = spans(allowed) if allowed else "none, as far as the system tells"
+    remedy = "change `cores` of the target, or what the container or taskset allows"
+    return [fix("cores", f"{text}; this process may use {here}", remedy)]
+
+
 def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -> list[Finding]:
     """One line for each runtime; what none of them can do stands in the way."""
     missing: dict[str, Missing] = {}
@@ -64,8 +81,9 @@ def _runtimes(profile: TargetProfile, facts: dict[str, Any], sources: Sources) -
         missing[runtime] = found
         return found.why
 
+    capability = profile.board.gpu.compute_capability.value if profile.board.gpu else None
     usable = [
-        (choice, reason or _provider_obstacle(choice.name, sources))
+        (choice, reason or _provider_obstacle(choice.name, sources) or sources.tensorrt(choice.name, capability))
         for choice, reason in usable_runtimes(profile, facts=facts, installed=sources.runtime, device=device)
     ]
     any_works = any(reason is None for _, reason in usable)
@@ -116,11 +134,25 @@ def _discrete(profile: TargetProfile, reading: Reading, sources: Sources) -> lis
         unknown = f"{reading.how} does not tell which CUDA the driver supports"
         remedy = "a newer driver supports a newer CUDA"
         found.append(in_range("CUDA", reading.cuda, profile.software.cuda.value, remedy=remedy, unknown=unknown))
-    found += [_slowed(chosen), _others(chosen, sources.own_pids)]
+    found += [*_memory(profile, chosen), _slowed(chosen), _others(chosen, sources.own_pids)]
     if profile.power.clocks == "pinned":
         text = "the target is measured at pinned clocks; whether they are cannot be read"
         found.append(warning("GPU clocks", text, "sudo nvidia-smi --lock-gpu-clocks=MHZ, at what the card can hold"))
     return found
+
+
+def _memory(profile: TargetProfile, one: GpuNow) -> list[Finding]:
+    """Memory of the card against the profile's; what the driver keeps for itself counts as there."""
+    wanted = profile.board.memory_gb
+    if wanted is None:
+        return []
+    if one.memory_bytes is None:
+        return [warning("GPU memory", f"the driver does not tell; the target has {wanted.value:g} GB", "nvidia-smi -q")]
+    text = f"{one.memory_bytes / 1e9:.1f} GB"
+    if one.memory_bytes < MEMORY_SHARE * wanted.value * 1e9:
+        remedy = "another card or a part of one (MIG): engines may not fit; budgets are those of the whole"
+        return [warning("GPU memory", f"{text}, the target has {wanted.value:g} GB", remedy)]
+    return [good("GPU memory", f"{text}, the target has {wanted.value:g} GB")]
 
 
 def _gpu(one: GpuNow, name: str, wanted: str, how: str) -> Finding:
@@ -153,42 +185,3 @@ def _others(one: GpuNow, own: frozenset[int]) -> Finding:
         text = f"{len(others)} others compute on it ({', '.join(map(str, others[:5]))}){used}"
         return warning("GPU processes", text, "end them before you measure")
     return good("GPU processes", f"no others{used}")
-
-
-def _jetson(profile: TargetProfile, found: Jetson | None) -> list[Finding]:
-    board, software, power = profile.board, profile.software, profile.power
-    if found is None:
-        remedy = f"run vitrim on {board.description}"
-        return [fix("Jetson", "this machine is none", remedy)]
-    lines = [_module(profile, found)]
-    if software.jetpack is not None:
-        unknown = f"L4T {found.l4t} belongs to no JetPack that is known" if found.l4t else "L4T could not be read"
-        remedy = "flash it with a JetPack of that range"
-        lines.append(in_range("JetPack", found.jetpack, software.jetpack.value, remedy=remedy, unknown=unknown))
-    if software.cuda is not None:
-        unknown = "no CUDA at /usr/local/cuda"
-        remedy = "install the CUDA of this JetPack: sudo apt install nvidia-jetpack"
-        lines.append(in_range("CUDA", found.cuda, software.cuda.value, remedy=remedy, unknown=unknown))
-    if power.mode is not None:
-        wanted = power.mode.value
-        if found.power_mode == wanted:
-            lines.append(good("power mode", wanted))
-        elif found.power_mode is None:
-            lines.append(warning("power mode", f"nvpmodel does not tell; the target is {wanted}", "sudo nvpmodel -q"))
-        else:
-            remedy = f"sudo nvpmodel -m ID of {wanted} (see nvpmodel -p --verbose), before anything is built"
-            lines.append(fix("power mode", f"{found.power_mode}, the target is {wanted}", remedy))
-    if power.clocks == "pinned":
-        text = "the target is measured at pinned clocks; whether they are is told by jetson_clocks --show"
-        lines.append(warning("clocks", text, "sudo jetson_clocks, after the power mode is set"))
-    return lines
-
-
-def _module(profile: TargetProfile, found: Jetson) -> Finding:
-    parts = profile.board.part_numbers
-    if not parts:
-        return warning("Jetson", f"{found.model}; the profile names no part number to compare with")
-    if any(part in name for part in parts for name in found.compatible):
-        return good("Jetson", found.model)
-    text = f"{found.model}, the target is {profile.board.description} ({' or '.join(parts)})"
-    return fix("Jetson", text, "choose the target of this module: `vitrim targets list`")

@@ -10,12 +10,18 @@ from stages.data.source import DataSource
 from stages.source.options import SourceOptions
 from stages.source_onnx.options import OnnxSourceOptions
 from stages.stage import Role
+from targets.board import RuntimeOptions
+from targets.errors import InputError, UnknownNameError
 from targets.measure.measurement import Level
-from targets.profile import Budget, TargetProfile
+from targets.profile import Budget, RuntimeChoice, TargetProfile
 from targets.record import Record, digest_of
+from targets.runtimes.catalog import CATALOG as RUNTIMES
+from targets.runtimes.own import options_obstacle
 
 IMPLIED = ("source", "source_onnx", "compile", "offers", "random_weights")
 """stages that are never written: `model` is what source is told, compile comes last, a search runs the others"""
+BATCHES = ("batch_min", "batch_max")
+"""options of runtimes that are held against a target's batch"""
 
 
 def known_stages() -> tuple[str, ...]:
@@ -95,6 +101,9 @@ class Recipe(Record):
     runtimes: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="only these of a target's runtimes"
     )
+    runtime_options: dict[str, RuntimeOptions] = Field(
+        default={}, description="by runtime: options of its own (docs/runtimes); each replaces that of the target"
+    )
     budget: Budget = Field(default=Budget(), description="each key replaces that of the target")
     measure: Measure = Measure()
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -107,6 +116,28 @@ class Recipe(Record):
         if version is True:  # equals 1 in Python, and so for Literal
             raise ValueError("must be 1")
         return version
+
+    @field_validator("runtime_options")
+    @classmethod
+    def _are_of_their_runtimes(cls, given: dict[str, RuntimeOptions]) -> dict[str, RuntimeOptions]:
+        for runtime, options in given.items():
+            if runtime not in RUNTIMES:
+                raise ValueError(str(UnknownNameError("runtime", runtime, RUNTIMES)))
+            reason = options_obstacle(runtime, {name: one for name, one in options.items() if name not in BATCHES})
+            if reason is not None:
+                raise ValueError(reason)
+        return given
+
+    def with_options(self, choice: RuntimeChoice, *, batch: int) -> RuntimeChoice:
+        """The choice of a target with this recipe's options in place of its own; raises InputError for a wrong one."""
+        own = self.runtime_options.get(choice.name)
+        if not own:
+            return choice
+        options = {**choice.options, **own}
+        reason = options_obstacle(choice.name, options, batch=batch)
+        if reason is not None:
+            raise InputError(f"runtime_options of the recipe: {reason}")
+        return choice.replace(options=options)
 
     def images(self) -> dict[Role, DataSource]:
         """Where the images of each role come from."""

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.floors import floor_on
 from pipeline.plan import AwayPlan
-from pipeline.report.proof import broken, never_ran, proof_away, proof_here, proof_of_layers, told_layers, told_noise
+from pipeline.report.proof import (
+    broken,
+    never_ran,
+    proof_away,
+    proof_here,
+    proof_of_layers,
+    told_layers,
+    told_noise,
+    undecided,
+)
 from pipeline.report.record import (
     Accuracy,
     BlockRow,
@@ -171,7 +180,14 @@ def _summary(built: Built) -> TargetSummary:
 def _proof(built: Built, judged: Latency | None) -> Proof:
     """What was shown of the engine, and what was not."""
     winner = built.winner
-    floor = floor_on(built.target.profile, built.after, precision=winner.precision, batch=winner.batch)
+    floor = floor_on(
+        built.target.profile,
+        built.after,
+        precision=winner.precision,
+        batch=winner.batch,
+        runtime=winner.runtime,
+        facts=None if isinstance(built.target, AwayPlan) else built.target.facts,
+    )
     shown = _shown(built, judged)
     attention = any(block.attention != "off" for block in blocks_of(built.after))
     shown = shown.replace(
@@ -180,10 +196,26 @@ def _proof(built: Built, judged: Latency | None) -> Proof:
         snr_db=next((one.manifest.facts["snr_db"] for _, one in built.steps if "snr_db" in one.manifest.facts), {}),
         **proof_of_layers(built.validation.layers, attention=attention),
     )
+    demands = built.target.profile.demands
     return shown.replace(
         proven=(*shown.proven, *told_noise(shown.snr_db), *told_layers(shown)),
-        broken=broken(built.target.profile.demands, shown, winner.precision),
+        unproven=(*shown.unproven, *_unknown(built), *undecided(demands, shown, winner.precision, attention=attention)),
+        broken=broken(demands, shown, winner.precision),
     )
+
+
+def _unknown(built: Built) -> list[str]:
+    """What baseline and engine would share, where nothing tells that they do not."""
+    from pipeline.plausible import unlike_timm
+
+    found = [one for one in (unlike_timm(built.before),) if one]
+    known = built.plan.recipe.measure.known_accuracy
+    if known is None and built.validation.accuracy is not None and built.validation.accuracy.metric == "top1":
+        found.append(
+            "that images are read as in the source's training: baseline and engine read them alike, and the recipe has "
+            "no measure.known_accuracy"
+        )
+    return found
 
 
 def _shown(built: Built, judged: Latency | None) -> Proof:
@@ -341,11 +373,12 @@ def _stage(title: str, artifact: "Artifact", built: Built) -> StageRow:
 
 
 def _passed_over(target: "TargetPlan | AwayPlan") -> list[CandidateRow]:
-    """Runtimes of the profile that did not come in question, and candidates (`openvino int8`) that failed."""
+    """Runtimes of the profile that did not come in question, and candidates (`openvino int8 linears`) that failed."""
     return [
         CandidateRow(
             runtime=name.partition(" ")[0],
-            precision=name.partition(" ")[2],
+            precision=name.partition(" ")[2].partition(" ")[0],
+            variant=name.partition(" ")[2].partition(" ")[2],
             p50_ms=None,
             agreement=None,
             bytes=None,

@@ -142,7 +142,7 @@ def _candidates(report: Report) -> list[str]:
         return []
     rows = [
         (
-            _text(f"{figures.runtime_name(one.runtime)} {one.precision}".strip()),
+            _text(f"{figures.runtime_name(one.runtime)} {one.precision} {one.variant}".strip()),
             _or_dash(one.p50_ms, figures.milliseconds),
             _or_dash(one.agreement, figures.percent),
             _or_dash(one.bytes, figures.size),

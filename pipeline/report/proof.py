@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report import figures
 from pipeline.report.record import Accuracy, Latency, LayerRow, Parity, Proof
-from stages.compile.stage import COMPUTES, UNTOLD
+from stages.compile.stage import UNTOLD
+from targets.board import COMPUTES
 from targets.profile import Demands
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 FUSED = ("scaleddotproductattention", "multiheadattention", "fmha", "mha_", "_mha", "groupqueryattention")
 """words in kinds or kernels of fused attention: OpenVINO, ONNX Runtime, TensorRT"""
+
+HIDDEN_SHARE = 0.1
+"""of the time, in layers of which nothing is told: where it is more, what they hold is not known"""
 
 
 def proof_here(
@@ -88,7 +92,11 @@ def proof_of_layers(layers: Sequence[LayerRow], *, attention: bool) -> dict[str,
         if one.macs:
             macs[one.precision] = macs.get(one.precision, 0.0) + one.macs
     whole = sum(macs.values())
-    fused = any(word in text.lower() for one in layers for text in (one.operator, one.kernel) for word in FUSED)
+    fused: bool | None = any(
+        word in text.lower() for one in layers for text in (one.operator, one.kernel) for word in FUSED
+    )
+    if not fused and time.get(UNTOLD, 0.0) > HIDDEN_SHARE:
+        fused = None
     return {
         "layers": tuple(layers),
         "time_by_precision": dict(sorted(time.items(), key=lambda pair: -pair[1])),
@@ -117,7 +125,7 @@ def broken(demands: Demands, proof: Proof, precision: str) -> tuple[str, ...]:
         found.append("attention is not fused, which the target demands")
     computes = COMPUTES.get(precision, precision)
     share = proof.macs_by_precision.get(computes, 0.0)
-    if demands.least_macs_share is not None and share < demands.least_macs_share:
+    if demands.least_macs_share is not None and told_macs(proof) and share < demands.least_macs_share:
         found.append(
             f"{figures.percent(share)} of the multiply-accumulates run in {computes}, the target demands "
             f"{figures.percent(demands.least_macs_share)}"
@@ -129,6 +137,25 @@ def broken(demands: Demands, proof: Proof, precision: str) -> tuple[str, ...]:
             for provider, name in sorted(others.items())
         ]
     return tuple(found)
+
+
+def told_macs(proof: Proof) -> bool:
+    """Whether the runtime tells in which precision the multiply-accumulates run."""
+    return bool(set(proof.macs_by_precision) - {UNTOLD})
+
+
+def undecided(demands: Demands, proof: Proof, precision: str, *, attention: bool) -> Iterator[str]:
+    """What a profile demands and nothing tells of, one line each: neither proven nor broken. attention: it has some."""
+    why = "the runtime does not tell" if proof.layers else "nothing ran"
+    if demands.fused_attention and attention and proof.fused_attention is None:
+        yield f"that attention is fused, which the target demands: {why}"
+    if demands.least_macs_share is not None and not told_macs(proof):
+        yield (
+            f"that {figures.percent(demands.least_macs_share)} of the multiply-accumulates run in "
+            f"{COMPUTES.get(precision, precision)}, which the target demands: {why}"
+        )
+    if demands.providers and not proof.layers:
+        yield f"that all layers run on {' or '.join(demands.providers)}, which the target demands: {why}"
 
 
 def told_layers(proof: Proof) -> Iterator[str]:
@@ -161,6 +188,16 @@ def _answers(parity: Parity) -> Iterator[str]:
     if parity.passed:
         who = f"{parity.proxy} answers" if parity.proxy else "the engine answers"
         yield f"{who} like {parity.reference} on {parity.images:,} images (cosine {figures.number(parity.cosine, 4)})"
+        if parity.pairs:
+            told = "; ".join(f"{one.one} like {one.other}: {figures.number(one.cosine, 4)}" for one in parity.pairs)
+            yield f"cosine step by step: {told}"
+    if parity.groups:
+        worst = min(parity.groups, key=lambda one: one.snr_db)
+        last = parity.groups[-1]
+        yield (
+            f"signal to noise against torch, by {parity.groups_by}: {last.snr_db:.1f} dB after the last block, "
+            f"least {worst.snr_db:.1f} dB after {worst.name}"
+        )
 
 
 def _products(found: Any, words: str) -> Iterator[str]:

@@ -178,11 +178,37 @@ class CandidateRow(Record):
 
     runtime: str
     precision: str
+    variant: str = ""
+    """of several graphs in a precision: how much of the model is quantized"""
     p50_ms: float | None
     agreement: float | None
     bytes: int | None
     chosen: bool
     reason: str
+
+
+class PairError(Record):
+    """Errors of one's outputs against another's, on the same images."""
+
+    one: str
+    other: str
+    max_abs_error: float
+    mean_abs_error: float
+    cosine: float
+    """mean over the images"""
+    finite: bool = True
+
+
+class GroupError(Record):
+    """Errors at the end of one part of the model, against torch."""
+
+    name: str
+    """`blocks.3`"""
+    max_abs_error: float
+    cosine: float
+    """mean over the images"""
+    snr_db: float
+    """10 log10 of mean square over mean squared error"""
 
 
 class Parity(Record):
@@ -198,6 +224,12 @@ class Parity(Record):
     """whose outputs the engine's are compared with"""
     proxy: str = ""
     """what answered in the engine's place, where that cannot run here"""
+    pairs: tuple[PairError, ...] = ()
+    """the engine against its graph, and that against the reference; empty where the graph itself answered"""
+    groups: tuple[GroupError, ...] = ()
+    """of the residual stream after every block, in order; empty where a graph's blocks are not known"""
+    groups_by: str = ""
+    """what ran for them"""
 
 
 class LayerRow(Record):
@@ -236,7 +268,8 @@ class Proof(Record):
     snr_db: dict[str, float] = {}
     """of the graph's rounding: signal to noise against the fp32 graph at the end of each part, in order"""
     fused_attention: bool | None = None
-    """whether scores, softmax and weighted sum run as one kernel; null where it has no attention, or nothing ran"""
+    """whether scores, softmax and weighted sum run as one kernel; null where it has no attention, nothing ran, or the
+    runtime does not tell"""
     broken: tuple[str, ...] = ()
     """what the target's profile demands and did not happen; then the build fails"""
     floor_ms: float | None = None

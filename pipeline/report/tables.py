@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.report import figures
-from pipeline.report.record import Change, Latency, Report, StageRow
+from pipeline.report.record import Change, Latency, Parity, Report, StageRow
 
 NO_ACCURACY = "the recipe names no images to evaluate on"
 NO_LATENCY = "no engine was timed"
@@ -155,7 +155,25 @@ def parity_rows(report: Report) -> list[tuple[str, str]]:
         ("mean error", f"{parity.mean_abs_error:.4g}"),
         ("wanted", parity.tolerance),
         ("images", f"{parity.images:,}"),
+        *_pair_rows(parity),
     ]
+
+
+def _pair_rows(parity: Parity) -> list[tuple[str, str]]:
+    """Engine against graph against torch, and the part of the model where the errors are largest."""
+    rows = [
+        (
+            f"{one.one} against {one.other}",
+            f"cosine {figures.number(one.cosine, 5)}, largest error {one.max_abs_error:.4g}",
+        )
+        for one in parity.pairs
+    ]
+    if parity.groups:
+        rows.append(("after each block", ", ".join(f"{one.snr_db:.0f}" for one in parity.groups) + " dB"))
+        worst = min(parity.groups, key=lambda one: one.snr_db)
+        said = f"{worst.name}: {worst.snr_db:.1f} dB, cosine {figures.number(worst.cosine, 5)}"
+        rows.append(("least like torch", f"{said} (by {parity.groups_by})"))
+    return rows
 
 
 def _accuracy(report: Report) -> Headline:

@@ -12,18 +12,17 @@ from pydantic import Field
 
 from stages.artifact import Format
 from stages.stage import Stage, StageContext, StageResult
-from targets.board import Precision
+from targets.board import COMPUTES, Precision, RuntimeOptions
 from targets.errors import InputError, StageError
 from targets.profile import TargetProfile, refuse_image_size, usable_runtimes
 from targets.record import Record
 from targets.runtimes.intel.options import DEVICES, NPU, hint_obstacle
+from targets.runtimes.own import Split, split_options
 
 if TYPE_CHECKING:
     from targets.worker import Loaded
 
 MODEL_FILE = "model.onnx"
-COMPUTES = {"int8_dynamic": "int8", "int8_weights": "fp32"}
-"""precision of a graph -> that in which its products run, where the two differ"""
 UNTOLD = "unknown"
 """precision of products of which the runtime does not tell it"""
 SILENT = "the runtime does not tell in which precision its products run"
@@ -42,11 +41,17 @@ class CompileOptions(Record):
     )
     batch: int | None = Field(default=None, gt=0, description="images per query; null: the target's")
     threads: int | None = Field(default=None, gt=0, description="null: the target's, else all usable cores")
+    cores: tuple[int, ...] = Field(
+        default=(), description="logical processors that it runs on; of a target's unless others are given"
+    )
     hint: Literal["latency", "throughput"] = Field(
         default="latency", description="openvino: one query as fast as it can be, or many at once"
     )
     streams: int | None = Field(
         default=None, gt=0, description="openvino with hint throughput: queries side by side; null: it chooses"
+    )
+    options: RuntimeOptions = Field(
+        default={}, description="of the runtime's own table (docs/runtimes); those of a target unless others are given"
     )
     compute_capability: str | None = Field(
         default=None,
@@ -66,8 +71,9 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
     _check_choice(options, target)
     model = context.input / MODEL_FILE
     batch, threads = options.batch or target.batch, options.threads or target.threads
+    own = split_options(options.runtime, options.options, batch=batch)
     if options.compute_capability is not None:
-        return _compile_ahead(options, context, model, batch)
+        return _compile_ahead(options, context, model, batch, own)
     with Worker(threads=threads) as worker:
         context.tell(f"{options.runtime} builds for {options.precision}, batch {batch}", None)
         engine, seconds = worker.build(
@@ -77,7 +83,8 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
             precision=options.precision,
             batch=batch,
             threads=threads,
-            more={"hint": options.hint, "streams": options.streams} if options.runtime in DEVICES else None,
+            more={"hint": options.hint, "streams": options.streams} if options.runtime in DEVICES else own.build,
+            at_load=_at_load(own, model, options.cores or target.cores),
         )
         loaded = worker.load(context.output)
         height, width = loaded.inputs[0]["shape"][-2:]
@@ -100,7 +107,7 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
     )
 
 
-def _compile_ahead(options: CompileOptions, context: StageContext, model: Path, batch: int) -> StageResult:
+def _compile_ahead(options: CompileOptions, context: StageContext, model: Path, batch: int, own: Split) -> StageResult:
     """Build for a GPU that is not here; the engine is bound to what the builder says, and not to this machine."""
     from targets.worker import Worker
 
@@ -112,7 +119,8 @@ def _compile_ahead(options: CompileOptions, context: StageContext, model: Path, 
             runtime=options.runtime,
             precision=options.precision,
             batch=batch,
-            more={"compute_capability": options.compute_capability},
+            more={**own.build, "compute_capability": options.compute_capability},
+            at_load=own.load,
         )
     height, width = engine["inputs"][0]["shape"][-2:]
     refuse_image_size(context.target, (height, width))
@@ -129,12 +137,22 @@ def _compile_ahead(options: CompileOptions, context: StageContext, model: Path, 
     )
 
 
+def _at_load(own: Split, model: Path, cores: tuple[int, ...]) -> dict[str, Any]:
+    """Options that hold at every load; an engine without weights finds them in the graph that it was built from."""
+    return {
+        **own.load,
+        **({"weights": str(model.absolute())} if own.build.get("strip_weights") else {}),
+        **({"cores": list(cores)} if cores else {}),
+    }
+
+
 def _facts(options: CompileOptions, engine: Mapping[str, Any], seconds: float, batch: int) -> dict[str, Any]:
     return {
         "runtime": options.runtime,
         "version": engine["version"],
         "precision": options.precision,
         "batch": batch,
+        **({"options": dict(options.options)} if options.options else {}),
         "build_seconds": seconds,
         "engine_bytes": sum(file["size_bytes"] for file in engine["files"].values()),
     }

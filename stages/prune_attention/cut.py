@@ -152,7 +152,8 @@ class AttentionCut:
             assert self._logits.alignment is not None
             pairs = self._logits.alignment
         # Two kinds of scores: each by its own sum, as SNP puts layers together ("total sum of scores").
-        return sum(kind.sum(dim=1) / kind.sum().clamp(min=TINY) for kind in (pairs, diversity))
+        shares = [kind.sum(dim=1) / kind.sum().clamp(min=TINY) for kind in (pairs, diversity)]
+        return shares[0] + shares[1]
 
     def _value_scores(self, moments: Moments | None) -> Tensor:
         """Importance of each value dimension, [H, d]."""

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from stages.quantize.stage import Alpha
 from targets.preprocess import Preprocess, normalise
 from targets.record import Record
+
+if TYPE_CHECKING:
+    from stages.quantize.attention import Pair
 
 INPUT = "images"
 
@@ -102,6 +105,11 @@ def quantize_by_nncf(job: Job) -> None:
     )
     if job.symmetric:
         _make_signed(quantized)
+    if pairs := _pairs(job):
+        from stages.quantize.attention import quantize_attention
+
+        ranges = json.loads(Path(job.settings["ranges"]).read_bytes())
+        quantize_attention(quantized, pairs, ranges, "int8", symmetric=job.symmetric)
     _strip(quantized)
     save(quantized, job.output)
 
@@ -137,7 +145,8 @@ def quantize_linears(job: Job) -> None:
 
     model = onnx.load(job.model)
     if job.settings["precision"] == "fp8":
-        quantize_fp8(model, job.keep_float, json.loads(Path(job.settings["ranges"]).read_bytes()))
+        ranges = json.loads(Path(job.settings["ranges"]).read_bytes())
+        quantize_fp8(model, job.keep_float, ranges, attention=_pairs(job))
     else:
         quantize_weights(model, job.keep_float, block=job.settings["block"])
     _strip(model)
@@ -145,13 +154,19 @@ def quantize_linears(job: Job) -> None:
 
 
 def make_half(job: Job) -> None:
-    """Convert to fp16 or bf16, or emulate it in fp32."""
+    """Convert to fp16 or bf16, a quantized graph between its products; or emulate it in fp32."""
     import onnx
 
     from stages.quantize.half import HALVES, convert, emulate
+    from stages.quantize.rest import narrow_rest
+    from targets.runtimes.widen import widen
 
     model, half = onnx.load(job.model), HALVES[job.settings["precision"]]
-    if job.settings["emulate"]:
+    if job.settings.get("quantized"):
+        model = narrow_rest(model, set(job.keep_float), half)
+        if job.settings["emulate"]:
+            widen(model, half.tensor)
+    elif job.settings["emulate"]:
         emulate(model, set(job.keep_float), half)
     else:
         convert(model, set(job.keep_float), half, keep_io=job.settings["keep_io"])
@@ -174,6 +189,13 @@ def save(model: Any, path: Path) -> None:
     else:
         onnx.save(model, unfinished)
     os.replace(unfinished, path)
+
+
+def _pairs(job: Job) -> list["Pair"]:
+    """The attentions whose products are quantized by us."""
+    from stages.quantize.attention import Pair
+
+    return [Pair(*names) for names in job.settings.get("attention", ())]
 
 
 def _limit_threads(threads: int) -> None:

@@ -1,6 +1,6 @@
 """What the stage must know about a graph before and after quantization. Reads structure only, never weights."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -85,6 +85,17 @@ def attention_products(graph: onnx.GraphProto) -> list[str]:
         for node in graph.node
         if node.op_type in WEIGHTED and (node.op_type == "Conv" or not weights.intersection(node.input[:2]))
     ]
+
+
+def join_pairs(groups: Mapping[str, Sequence[str]], pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Put the groups of two nodes that must change together into the first one's: {name: nodes}."""
+    found = {name: list(nodes) for name, nodes in groups.items()}
+    for first, second in pairs:
+        one = next((name for name, nodes in found.items() if first in nodes), None)
+        other = next((name for name, nodes in found.items() if second in nodes), None)
+        if one is not None and other is not None and one != other:
+            found[one] += found.pop(other)
+    return found
 
 
 def check_block(path: Path, block: int, keep: Collection[str]) -> None:

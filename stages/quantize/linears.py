@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from stages.quantize.attention import Pair, quantize_attention
+
 FP8_LARGEST = 448.0
 """largest finite E4M3 (OCP 8-bit floating point specification)"""
 ALPHAS = tuple(step / 20 for step in range(21))
@@ -46,8 +48,13 @@ def quantize_weights(model: onnx.ModelProto, keep: Collection[str], *, block: in
     _sweep(model.graph)
 
 
-def quantize_fp8(model: onnx.ModelProto, keep: Collection[str], ranges: Mapping[str, Any]) -> None:
-    """Put E4M3 Q/DQ before the Linears, in place: weights with a scale per output, inputs with one from the ranges."""
+def quantize_fp8(
+    model: onnx.ModelProto, keep: Collection[str], ranges: Mapping[str, Any], *, attention: Collection[Pair] = ()
+) -> None:
+    """Put E4M3 Q/DQ before the Linears, in place: weights with a scale per output, inputs with one from the ranges.
+
+    attention: of which both products are quantized, too.
+    """
     graph = model.graph
     seen: dict[str, str] = {}
     before: dict[str, list[onnx.NodeProto]] = {}
@@ -80,6 +87,7 @@ def quantize_fp8(model: onnx.ModelProto, keep: Collection[str], ranges: Mapping[
     graph.ClearField("node")
     graph.node.extend(nodes)
     _sweep(graph)
+    quantize_attention(model, attention, ranges, "fp8", symmetric=True)
 
 
 def best_alpha(model: onnx.ModelProto, ranges: Mapping[str, Any], keep: Collection[str]) -> float:

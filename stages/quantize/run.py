@@ -22,12 +22,14 @@ from stages.quantize.graph import (
     check_can_be_quantized,
     count_products,
     is_transformer,
+    join_pairs,
     match_nodes,
     merge_nodes,
     read_graph,
 )
 from stages.quantize.judge import Judge
 from stages.quantize.mixed import layers
+from stages.quantize.rest import narrow_graph
 from stages.quantize.returning import Variants, measure_sensitivity, return_until
 from stages.quantize.rungs import Rung, prepare
 from stages.quantize.stage import reads_fit
@@ -68,19 +70,22 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
     graph = read_graph(source)
     check_can_be_quantized(graph)
     keep = {*match_nodes(graph, options.keep_float), *merge_nodes(graph)}
-    if options.linears_only and options.precision in ("int8", "int8_dynamic"):
+    fp32 = set(keep)
+    if options.precision in ("int8", "int8_dynamic", "fp8"):
+        options = options.replace(scope=options.scope_of(transformer=is_transformer(graph)))
+    if options.precision == "int8_dynamic" and options.scope == "linears":
         keep |= set(attention_products(graph))
     if options.block is not None:
         check_block(source, options.block, keep)
     preprocess = read_described(context.input).preprocess
-    if options.precision == "int8" and not is_transformer(graph):
-        options = options.replace(alphas=("off",))  # SmoothQuant is for transformers
+    size = sum(file.stat().st_size for file in context.input.glob(f"{GRAPH_FILE}*"))
+    if options.precision == "int8":  # SmoothQuant is for transformers
+        options = options.replace(alphas=options.strengths(size) if is_transformer(graph) else ("off",))
     fit = draw(context.images[Role.FIT], options.images, seed=context.seed) if reads_fit(options) else None
     select = draw(context.images[Role.SELECT], options.select_images, seed=context.seed)
 
     context.tell("reading images", None)
     pixels = (fit or select).pixels_file(preprocess, context.scratch)
-    size = sum(file.stat().st_size for file in context.input.glob(f"{GRAPH_FILE}*"))
     rung = prepare(options, context, source=source, pixels=pixels, preprocess=preprocess, keep=keep, model_bytes=size)
     seconds = make_candidates(
         rung.jobs, model_bytes=size, tell=lambda message, share: context.tell(message, _scale(share))
@@ -91,9 +96,12 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
         found = _compare_all(rung, judge, context)
         best = choose(found)
         chosen = Chosen(rung.jobs[best].output, found[best])
-        if options.sensitivity or (options.budget_agreement or 0) > chosen.found.share:
-            _return_layers(options, context, chosen, judge, layers(graph, rung.keep))
-    _place(chosen.graph if rung.final is None else rung.final, context.output / GRAPH_FILE)
+        if options.sensitivity or (options.least_agreement or 0) > chosen.found.share:
+            pairs = ((one.scores, one.values) for one in rung.pairs)
+            _return_layers(options, context, chosen, judge, join_pairs(layers(graph, rung.keep), pairs))
+        if options.rest not in (None, "float32"):
+            rung.final, rung.judged = _narrow(options, context, chosen, judge, pixels, preprocess, fp32)
+    place_graph(chosen.graph if rung.final is None else rung.final, context.output / GRAPH_FILE)
     onnx.checker.check_model(str(context.output / GRAPH_FILE), full_check=True)
     for name in (*DESCRIPTIONS, LABELS_FILE):
         if (context.input / name).exists():
@@ -127,11 +135,12 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
         **rung.facts,
         **chosen.facts,
     }
+    if options.scope is not None:
+        facts["scope"] = options.scope
     if options.precision == "int8":
         facts |= {
             "symmetric": options.symmetric,
             "half_range": options.half_range,
-            "scope": "linears" if options.linears_only else "all",
             "alpha": options.alphas[best],
             "candidates": [
                 {
@@ -146,6 +155,32 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
             ],
         }
     return StageResult(facts=facts)
+
+
+def _narrow(
+    options: "QuantizeOptions",
+    context: StageContext,
+    chosen: Chosen,
+    judge: Judge,
+    pixels: Path,
+    preprocess: Preprocess,
+    keep: set[str],
+) -> tuple[Path, str]:
+    """Write the chosen graph with a rest of 16 bits; returns it and who judged. The emulation is chosen."""
+    rest = str(options.rest)
+    made = narrow_graph(
+        chosen.graph,
+        rest,
+        keep=keep,
+        share=options.largest_share,
+        pixels=pixels,
+        preprocess=preprocess,
+        scratch=context.scratch,
+        tell=context.tell,
+    )
+    chosen.facts |= {**made.facts, "agreement_float32_rest": chosen.found.share}
+    chosen.graph, chosen.found = made.emulated, judge.agreement(made.emulated, options.precision)
+    return made.graph, f"emulation that rounds to {rest} what is not quantized, in ONNX Runtime on the CPU"
 
 
 def _sweeps(options: "QuantizeOptions") -> bool:
@@ -185,7 +220,7 @@ def _return_layers(
 
     costs = measure_sensitivity(variants, judge, context.scratch, images=options.sensitivity_images, tell=tell)
     chosen.facts["sensitivity"] = costs
-    budget = options.budget_agreement
+    budget = options.least_agreement
     if budget is None:
         return
     rounds = (
@@ -274,7 +309,7 @@ def find_break(noise: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return first or min(noise, key=lambda one: float(one["snr_db"]), default=None)
 
 
-def _place(graph: Path, destination: Path) -> None:
+def place_graph(graph: Path, destination: Path) -> None:
     """Copy a graph, and its weights where they are beside it, under the name that stages expect."""
     beside = graph.with_name(graph.name + ".data")
     if not beside.exists():

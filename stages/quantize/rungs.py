@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from stages.quantize.attention import Pair, attention_pairs, outside_limits
 from stages.quantize.calibrate import Job
 from stages.quantize.candidates import make_candidates
-from stages.quantize.graph import WEIGHTED, is_transformer, read_graph
+from stages.quantize.graph import WEIGHTED, attention_products, is_transformer, read_graph
 from stages.quantize.half import HALVES, Risk, nodes_at_risk, nodes_without
 from stages.quantize.linears import best_alpha, linears
 from stages.stage import StageContext
@@ -41,6 +42,8 @@ class Rung:
     final: Path | None = None
     """the graph to leave, where another one stands for it in the comparison"""
     facts: dict[str, Any] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
+    """attentions of which both products are quantized"""
 
 
 def prepare(
@@ -82,10 +85,17 @@ def prepare(
         )
         return dict(json.loads(one.output.read_bytes()))
 
+    pairs, left = _attention(options, source, keep)
+    settings: dict[str, Any] = {}
+    if pairs:
+        scan()
+        settings = {"ranges": str(scratch / "scan.ranges"), "attention": [[one.scores, one.values] for one in pairs]}
+    facts: dict[str, Any] = {"attention_left": left} if left else {}
     if options.precision == "int8":
         jobs = []
+        kept = keep if options.scope == "all" else keep | set(attention_products(read_graph(source)))
         for alpha in options.alphas:
-            strength = best_alpha(onnx.load(source), scan(), keep) if alpha == "auto" else alpha
+            strength = best_alpha(onnx.load(source), scan(), kept) if alpha == "auto" else alpha
             jobs.append(
                 job(
                     f"alpha_{alpha}",
@@ -96,20 +106,26 @@ def prepare(
                     half_range=options.half_range,
                     transformer=is_transformer(read_graph(source)),
                     bias_correction=options.bias_correction,
+                    keep_float=tuple(sorted(kept)),
+                    settings=settings,
                 )
             )
-        return Rung(jobs, [f"alpha {alpha}" for alpha in options.alphas], keep, "int8")
+        free = {name for one in pairs for name in (one.scores, one.values)}
+        return Rung(jobs, [f"alpha {alpha}" for alpha in options.alphas], kept - free, "int8", pairs=pairs, facts=facts)
     if options.precision == "int8_dynamic":
-        one = job(options.precision, work="dynamic", settings={"linears_only": options.linears_only})
+        one = job(options.precision, work="dynamic", settings={"linears_only": options.scope == "linears"})
         return Rung([one], [options.precision], keep, options.precision)
     if options.precision == "int8_weights":
-        one = job(options.precision, work="linears", settings={"precision": options.precision, "block": options.block})
+        settings = {"precision": options.precision, "block": options.block}
+        one = job(options.precision, work="linears", settings=settings)
         return Rung([one], [options.precision], keep | _unweighted(source, keep), options.precision)
     if options.precision == "fp8":
         scan()
-        settings = {"precision": options.precision, "ranges": str(scratch / "scan.ranges")}
-        one = job("fp8", work="linears", settings=settings)
-        return Rung([one], ["fp8"], keep | _unweighted(source, keep), "fp8")
+        told = {"precision": options.precision, "ranges": str(scratch / "scan.ranges")}
+        one = job("fp8", work="linears", settings={**settings, **told})
+        free = {name for one in pairs for name in (one.scores, one.values)}
+        kept = (keep | _unweighted(source, keep)) - free
+        return Rung([one], ["fp8"], kept, "fp8", pairs=pairs, facts=facts)
     if options.precision == "bf16":
         return _half(options, job, source, keep, [], context)
     ranges = scan()
@@ -117,6 +133,19 @@ def prepare(
     rung = _half(options, job, source, keep, risks, context)
     rung.facts["largest"] = max((one["largest"] for one in ranges["tensors"].values()), default=0.0)
     return rung
+
+
+def _attention(options: "QuantizeOptions", source: Path, keep: set[str]) -> tuple[list[Pair], list[dict[str, str]]]:
+    """The attentions to quantize, and those left in float with the reason."""
+    if options.scope != "attention" or options.precision not in ("int8", "fp8"):
+        return [], []
+    model = onnx.load(source, load_external_data=False)
+    pairs = attention_pairs(model.graph, keep)
+    for_tensorrt = options.symmetric or options.precision == "fp8"
+    why = outside_limits(model, pairs, options.precision) if for_tensorrt else {}
+    if why:
+        log.warning("%s: %d attentions stay in float: %s", options.precision, len(why), next(iter(why.values())))
+    return [one for one in pairs if one.scores not in why], [{"node": name, "why": told} for name, told in why.items()]
 
 
 def _half(

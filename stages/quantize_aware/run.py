@@ -17,7 +17,8 @@ from stages.export.run import outputs_of
 from stages.quantize.agreement import Agreement, choose
 from stages.quantize.graph import count_quantized, read_graph
 from stages.quantize.judge import Judge
-from stages.quantize.run import COLLAPSED_BELOW, draw
+from stages.quantize.rest import narrow_graph
+from stages.quantize.run import COLLAPSED_BELOW, draw, place_graph
 from stages.quantize_aware.graph import write_graph
 from stages.quantize_aware.insert import QuantizedViT, freeze, insert_roundings
 from stages.stage import Role, StageContext, StageResult
@@ -35,12 +36,15 @@ from targets.atomic import sha256_of
 from targets.errors import InputError
 
 if TYPE_CHECKING:
+    from stages.data.images import ImageSet
     from stages.quantize_aware.stage import QuantizeAwareOptions
 
 log = logging.getLogger("vitrim.quantize_aware")
 
 TRAINED_AT, JUDGED_AT = 0.1, 0.9
 """shares of the time done when the training begins and ends"""
+REST_SHARE = 0.5
+"""of 65504: what exceeds it on `fit` stays fp32, as quantize has it unless told otherwise"""
 UNTRAINED, TRAINED = 0, 1
 
 
@@ -74,14 +78,15 @@ def train_and_quantize(options: "QuantizeAwareOptions", context: StageContext) -
     context.tell("comparing with float", JUDGED_AT)
     with Judge(exact / GRAPH_FILE, select, spec.preprocess, context.scratch) as judge:
         found = [judge.agreement(folder / GRAPH_FILE, "int8") for folder in folders]
-    best = choose(found)
-    for file in folders[best].iterdir():
-        shutil.copyfile(file, context.output / file.name)
+        best = choose(found)
+        narrowed = _narrow(options, context, folders[best], fit, spec, judge)
+    place_graph(narrowed.pop("graph", folders[best] / GRAPH_FILE), context.output / GRAPH_FILE)
     for name in (SPEC_FILE, LABELS_FILE):
         if (context.input / name).exists():
             shutil.copyfile(context.input / name, context.output / name)
     _tell(found, best)
-    return StageResult(facts=_facts(options, context, facts, found, best, fit=len(fit), select=len(select)))
+    told = _facts(options, context, facts, found, best, fit=len(fit), select=len(select))
+    return StageResult(facts={**told, **narrowed})
 
 
 def check_inputs(spec: ViTSpec, context: StageContext) -> None:
@@ -142,6 +147,39 @@ def _train(
         tell=lambda message, share: context.tell(f"training: {message}", _scaled(share)),
     )
     return {**facts, "train_images": len(images), "compared": compared + (["logits"] if weights.logits else [])}
+
+
+def _narrow(
+    options: "QuantizeAwareOptions",
+    context: StageContext,
+    folder: Path,
+    fit: "ImageSet",
+    spec: ViTSpec,
+    judge: Judge,
+) -> dict[str, Any]:
+    """Write the chosen graph with a rest of 16 bits, where it is wanted: {graph: file, and facts}."""
+    if options.rest in (None, "float32"):
+        return {}
+    made = narrow_graph(
+        folder / GRAPH_FILE,
+        str(options.rest),
+        keep=(),
+        share=REST_SHARE,
+        pixels=fit.pixels_file(spec.preprocess, context.scratch),
+        preprocess=spec.preprocess,
+        scratch=context.scratch,
+        tell=context.tell,
+    )
+    found = judge.agreement(made.emulated, "int8")
+    judged = f"emulation that rounds to {options.rest} what is not quantized, in ONNX Runtime on the CPU"
+    return {
+        "graph": made.graph,
+        **made.facts,
+        "agreement": found.share,
+        "divergence": found.divergence,
+        "collapsed": found.share < COLLAPSED_BELOW,
+        "judged": judged,
+    }
 
 
 def _facts(

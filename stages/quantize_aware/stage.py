@@ -33,6 +33,9 @@ class QuantizeAwareOptions(Record):
         default=False,
         description="weights of 7 bits: on x86 without VNNI two products of 8 bits are added in 16, which overflows",
     )
+    rest: Literal["float32", "float16", "bfloat16"] | None = Field(
+        default=None, description="type of all that is not quantized; null: float16 for the TensorRTs, else float32"
+    )
     images: Count = Field(default=300, description="images of `fit` that set the ranges before the training")
     select_images: Count | None = Field(
         default=256, description="images of `select` on which the trained graph must beat the untrained; null: all"

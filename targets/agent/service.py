@@ -14,6 +14,7 @@ import numpy as np
 
 from targets.agent import images as pictures
 from targets.agent.at_once import Pool, saturate, serve_at_once
+from targets.agent.cores import Cores, allowed_cores
 from targets.agent.open_loop import serve
 from targets.errors import InputError, WorkerError
 from targets.facts import probe, read_text
@@ -23,6 +24,8 @@ from targets.runtimes.engine import ENGINE_FILE, check_binding, engine_digest, r
 from targets.runtimes.runtime import ConcurrentSession, Feeds, Session, by_operator, zero_feeds
 
 PROTOCOL = "vitrim.agent/1"
+PINNING = ("onnxruntime",)
+"""runtimes that give each thread a processor of its own where they are told which"""
 STABLE_WITHIN = 0.05
 """warm-up ends when the medians of its last three windows agree within this share"""
 WARM_UP_ROUNDS = 3
@@ -39,6 +42,7 @@ class Service:
         self._asked = 0
         self._window = (0, 0)
         self._sampler: Sampler | None = None
+        self._cores = Cores()
         self._facts = probe()
         self._requests: dict[str, Callable[..., Any]] = {
             "hello": self.hello,
@@ -74,8 +78,13 @@ class Service:
         """Say who answers, and on what machine."""
         return {"protocol": PROTOCOL, "threads": self._threads, "pid": os.getpid(), "facts": self._facts}
 
-    def build(self, runtime: str, model: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Build an engine from an ONNX file into an existing empty folder; returns engine.json and the seconds."""
+    def build(
+        self, runtime: str, model: str, output: str, options: dict[str, Any], at_load: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Build an engine from an ONNX file into an existing empty folder; returns engine.json and the seconds.
+
+        at_load: options that hold at every load, unless others are given there.
+        """
         software = get_runtime(runtime, self._runtimes)
         source, folder = Path(model), Path(output)
         if not source.is_file():
@@ -87,7 +96,9 @@ class Service:
         made = software.build(source, folder, options)
         seconds = time.perf_counter() - start
         if "inputs" not in made:
-            session = software.load(folder / made["files"][0], {**options, "optimized": True, "batch": None})
+            kept = {name: one for name, one in (at_load or {}).items() if name != "cores"}
+            loading = {**options, **kept, "optimized": True, "batch": None}
+            session = software.load(folder / made["files"][0], loading)
             made["inputs"] = [one.to_json() for one in session.inputs]
             made["outputs"] = [one.to_json() for one in session.outputs]
             session.close()
@@ -98,7 +109,7 @@ class Service:
             precision=options["precision"],
             batch=options["batch"],
             options=options,
-            **{"bound_to": software.binding(self._facts), **made},
+            **{"bound_to": software.binding(self._facts), **made, **_kept(made, at_load)},
         )
         return {"engine": engine, "seconds": seconds}
 
@@ -131,6 +142,10 @@ class Service:
             raise InputError(
                 f"neither an engine nor an .onnx file at {path!r}; an engine is a folder with {ENGINE_FILE}"
             )
+        cores = [int(one) for one in settings.pop("cores", ())]
+        self._cores.pin(cores)
+        if cores and software.name in PINNING:
+            settings["cores"] = cores
         start = time.perf_counter()
         self._session = session = software.load(file, settings)
         seconds = time.perf_counter() - start
@@ -143,7 +158,7 @@ class Service:
             "version": software.version(),
             "inputs": [one.to_json() for one in session.inputs],
             "outputs": [one.to_json() for one in session.outputs],
-            "facts": session.facts(),
+            "facts": {**session.facts(), **({"cores": sorted(allowed_cores())} if cores else {})},
             "requests": self._requests_at_once(),
             "engine_sha256": digest,
             "seconds": seconds,
@@ -346,3 +361,9 @@ class Service:
         if fixed is not None and wanted not in (None, fixed):
             raise InputError(f"the engine's batch is fixed at {fixed}, got batch {wanted}")
         return fixed or wanted or 1
+
+
+def _kept(made: dict[str, Any], at_load: dict[str, Any] | None) -> dict[str, Any]:
+    """`at_load` of engine.json: what the runtime wants kept, and what was asked for; nothing where there is neither."""
+    kept = {**made.get("at_load", {}), **(at_load or {})}
+    return {"at_load": kept} if kept else {}

@@ -1,17 +1,24 @@
 """What a bundle holds for a board that builds its own engine: the command that does it."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pprint import pformat
+from typing import Any
 
 from targets.bundle.manifest import Tensor
-from targets.runtimes.nvidia.options import BUILD, ORT_CUDA, PROVIDERS, RTX, TENSORRT
+from targets.runtimes.nvidia.kernel_file import AUTO, NONE
+from targets.runtimes.nvidia.options import BUILD, ORT_CUDA, PROVIDERS, RTX, TENSORRT, read_options
+from targets.runtimes.own import split_options
 
 BUILD_SCRIPT = "build.sh"
 _TOOLS = {
     TENSORRT: ("trtexec", "/usr/src/tensorrt/bin/trtexec", "TensorRT; JetPack has it in /usr/src/tensorrt/bin"),
     RTX: ("tensorrt_rtx", "tensorrt_rtx", "TensorRT for RTX"),
 }
+BUILDER_DEFAULT = 3
+"""optimization level of trtexec, and of our table"""
+_HARDWARE = {"none": None, "same_compute_capability": "sameComputeCapability", "ampere_plus": "ampere+"}
 _SCRIPT = """\
 #!/bin/sh
 # Build the engine of this bundle on the machine that will run it, with {tool} of {where}:
@@ -27,11 +34,10 @@ tool=${{BUILDER:-$(command -v {tool} || echo {path})}}
 [ -x "$tool" ] || {{ echo "{tool} is not here: it comes with {where}; or set BUILDER to its path" >&2; exit 1; }}
 mkdir -p "$1"
 flags=
-for flag in --stronglyTyped --skipInference; do  # later versions do without the first
+for flag in --stronglyTyped --skipInference{exact}; do  # not every version has them
     if "$tool" --help 2>&1 | grep -q -e "$flag"; then flags="$flags $flag"; fi
 done
-exec "$tool" --onnx="$here/model.onnx" $flags --saveEngine="$1/model.plan" --profilingVerbosity=detailed \\
-    {shapes}
+exec "$tool" --onnx="$here/model.onnx" $flags --saveEngine="$1/model.plan" --profilingVerbosity=detailed{flags}
 """
 _ORT_SCRIPT = """\
 #!/bin/sh
@@ -74,36 +80,80 @@ told["trt_ep_context_file_path"] = os.path.join(folder, told["trt_ep_context_fil
 
 
 def build_script(
-    runtime: str, *, inputs: Sequence[Tensor], batch: int, versions: str, precision: str = "fp32"
+    runtime: str,
+    *,
+    inputs: Sequence[Tensor],
+    batch: int,
+    versions: str,
+    precision: str = "fp32",
+    options: Mapping[str, Any] | None = None,
 ) -> str | None:
     """Shell script that builds the engine by the runtime's own tool; None where the runtime needs no build.
 
-    versions: PEP 440 range that the target needs. precision: what the graph holds.
+    versions: PEP 440 range that the target needs. precision: what the graph holds. options: of the runtime's own.
     """
+    own = split_options(runtime, options or {}, batch=batch).build
     if runtime in PROVIDERS:
-        return _ort_script(runtime, batch=batch, versions=versions, precision=precision)
+        return _ort_script(runtime, batch=batch, versions=versions, precision=precision, own=own)
     if runtime not in _TOOLS:
         return None
     tool, path, where = _TOOLS[runtime]
-    sizes = ",".join(f"{one.name}:{'x'.join(str(size or batch) for size in one.shape)}" for one in inputs)
+    asked = read_options(runtime, BUILD, {"batch": batch, **own})
     dynamic = any(size is None for one in inputs for size in one.shape)
-    shapes = " ".join(f"--{which}Shapes={sizes}" for which in ("min", "opt", "max")) if dynamic else ""
+    batches = {"min": asked["batch_min"], "opt": batch, "max": asked["batch_max"]}
+    shapes = " ".join(f"--{which}Shapes={_sizes(inputs, count)}" for which, count in batches.items()) if dynamic else ""
     needs = f"It needs {runtime} {versions}" if versions else f"It needs {runtime}"
     return _SCRIPT.format(
-        tool=tool, where=where, path=path, script=BUILD_SCRIPT, versions=needs, shapes=shapes
-    ).replace(" \\\n    \n", "\n")
+        tool=tool,
+        where=where,
+        path=path,
+        script=BUILD_SCRIPT,
+        versions=needs,
+        exact="" if asked["tf32"] else " --noTF32",  # TensorRT's default would round fp32
+        flags="".join(f" \\\n    {one}" for one in [*map(shlex.quote, builder_flags(asked)), shapes] if one),
+    )
 
 
-def _ort_script(runtime: str, *, batch: int, versions: str, precision: str) -> str:
+def builder_flags(options: Mapping[str, Any]) -> list[str]:
+    """Flags of trtexec for what differs from its defaults. options: as `targets.runtimes.nvidia.options` reads them.
+
+    trtexec has no word for `refit: identical` by itself; `--refit` allows that and more.
+    """
+    refit = options["refit"] == "any" or (options["refit"] == "identical" and not options["strip_weights"])
+    level = options["optimization_level"]
+    hardware = _HARDWARE[options.get("hardware_compatibility", "none")]
+    told = {
+        f"--builderOptimizationLevel={level}": level != BUILDER_DEFAULT,
+        f"--memPoolSize=workspace:{options['workspace_mib']}M": options["workspace_mib"] is not None,
+        "--stripWeights": options["strip_weights"],
+        "--refit": refit,
+        "--versionCompatible": options.get("version_compatible", False),
+        f"--hardwareCompatibilityLevel={hardware}": hardware is not None,
+        f"--timingCacheFile={options.get('timing_cache')}/times.cache": _names_folder(options.get("timing_cache")),
+    }
+    return [flag for flag, wanted in told.items() if wanted]
+
+
+def _names_folder(asked: str | None) -> bool:
+    """Whether a folder was named for times of kernels; a board has no use for this machine's cache."""
+    return asked not in (None, AUTO, NONE)
+
+
+def _sizes(inputs: Sequence[Tensor], batch: int) -> str:
+    return ",".join(f"{one.name}:{'x'.join(str(size or batch) for size in one.shape)}" for one in inputs)
+
+
+def _ort_script(runtime: str, *, batch: int, versions: str, precision: str, own: Mapping[str, Any]) -> str:
     """What `targets.runtimes.ort` does, for a board without vitrim."""
-    from targets.runtimes.ort.options import read_options
+    from targets.runtimes.ort.options import read_options as read_ort_options
     from targets.runtimes.ort.providers import cuda_provider, tensorrt_builder
 
-    options = read_options(runtime, BUILD, {"precision": precision, "batch": batch})
+    options = read_ort_options(runtime, BUILD, {"precision": precision, "batch": batch, **own})
     if runtime == ORT_CUDA:
         provider, told = cuda_provider(options, cuda_graph=False)
     else:
-        provider, told = tensorrt_builder(options, folder=Path(), shapes={}, timing_cache=None)
+        times = Path(options["timing_cache"]) if _names_folder(options["timing_cache"]) else None
+        provider, told = tensorrt_builder(options, folder=Path(), shapes={}, timing_cache=times)
     return _ORT_SCRIPT.format(
         provider=provider,
         script=BUILD_SCRIPT,

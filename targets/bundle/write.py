@@ -112,6 +112,7 @@ def written_files(
             batch=manifest.batch,
             versions=manifest.version,
             precision=manifest.precision,
+            options=engine.get("options"),
         )
     found[REPRODUCE_SCRIPT] = reproduce_script(manifest, engine=engine, open_dimension=_open_dimension(onnx))
     return {name: text for name, text in found.items() if text is not None}

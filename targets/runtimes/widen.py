@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 SINGLE = TensorProto.FLOAT
 MOVES = ("Reshape", "Transpose", "Concat", "Split", "Slice", "Squeeze", "Unsqueeze", "Gather", "Expand", "Identity")
 """operators that make no new values, so that there is nothing to round behind them"""
+FUSED = ("DequantizeLinear",)
+"""operators that kernels take together with the product behind them, which multiplies codes and not rounded numbers"""
 
 TELLING = 1024
 """weights of no more numbers than this may be shapes or scales, which decide what shapes and types follow"""
@@ -44,7 +46,7 @@ def widen(model: onnx.ModelProto, kind: int) -> None:
             elif attribute.t.data_type == kind:  # a Constant's value
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
         for index, name in enumerate(node.output):
-            if types.get(name) == kind and node.op_type not in MOVES:
+            if types.get(name) == kind and node.op_type not in (*MOVES, *FUSED):
                 node.output[index] = f"{name}/exact"
                 behind += _round(f"{name}/exact", name, kind)
         nodes += [node, *behind]
@@ -67,6 +69,14 @@ def write_widened(source: Path, path: Path) -> Path:
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every tensor."""
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
+    infos = (*inferred.input, *inferred.output, *inferred.value_info)
+    types = {one.name: one.type.tensor_type.elem_type for one in infos}
+    return {**types, **{one.name: one.data_type for one in model.graph.initializer}}
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy without the values of its larger weights: inference takes 2 GiB at most."""
     graph = model.graph
     bare = helper.make_model(
         helper.make_graph(graph.node, graph.name, graph.input, graph.output, value_info=graph.value_info),
@@ -80,14 +90,11 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
         if not floats or math.prod(tensor.dims) <= TELLING:
             one.CopyFrom(tensor)
             continue
-        one.name, one.data_type = tensor.name, tensor.data_type  # no weights: inference takes 2 GiB at most
+        one.name, one.data_type = tensor.name, tensor.data_type
         one.dims.extend(tensor.dims)
         one.data_location = TensorProto.EXTERNAL
         one.external_data.add(key="location", value="absent")
-    inferred = onnx.shape_inference.infer_shapes(bare).graph
-    infos = (*inferred.input, *inferred.output, *inferred.value_info)
-    types = {one.name: one.type.tensor_type.elem_type for one in infos}
-    return {**types, **{one.name: one.data_type for one in model.graph.initializer}}
+    return bare
 
 
 def _round(name: str, to: str, kind: int) -> Iterable[onnx.NodeProto]:

@@ -114,7 +114,12 @@ def test_the_file_of_a_small_run_is_whole_and_its_ratios_are_paired(root: Path, 
 
     found = json.loads(output.read_text())
     assert set(found) == {"script", "conditions", "device", "arguments", "weights", "timing", "parts"}
-    assert set(found["parts"]) == {"enormous", "selection", "distill", "shapes"}
+    assert set(found["parts"]) == {"enormous", "selection", "distill", "quantized", "shapes"}
+    assert "no model: give --images" in found["parts"]["quantized"]["skipped"][0]["skipped"]
+    own = [row for row in found["parts"]["quantized"]["rows"] if "p50_ms" in row]
+    assert {row["model"] for row in own} == {"ViT-B", "ViT-L"}
+    assert {row["variant"] for row in own} >= {"cpu fp32", "cpu fp16", "cpu int8"}
+    assert all(row["finite"] for row in own)
     assert found["parts"]["distill"]["rows"] == []
     assert "no images" in found["parts"]["distill"]["skipped"][0]["skipped"]
     rows = found["parts"]["shapes"]["rows"]

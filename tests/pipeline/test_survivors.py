@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.events import Event
-from pipeline.plan import TargetPlan
-from pipeline.survivors import bring_candidates
+from pipeline.plan import AwayPlan, TargetPlan
+from pipeline.survivors import bring_candidates, leave_spare
+from stages.quantize.stage import QuantizeOptions
 from targets.errors import InputError, StageError
 
 
@@ -22,13 +23,18 @@ class PlayedRunner:
     brought: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     tried: list[str] = field(default_factory=list)
+    graphs: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """content of a step's graph, and its agreement with fp32"""
 
-    def bring(self, step: Any) -> None:
+    def bring(self, step: Any) -> Any:
         self.tried.append(step.key)
         if step.key in self.failing:
             raise self.failing[step.key]
         if step.key not in self.brought:
             self.brought.append(step.key)
+        content, agreement = self.graphs.get(step.key, (step.key, 1.0))
+        files = {"model.onnx": SimpleNamespace(sha256=content), "vit.json": SimpleNamespace(sha256="the same")}
+        return SimpleNamespace(manifest=SimpleNamespace(files=files, facts={"agreement": agreement}))
 
     def watch(self, event: Event) -> None:
         self.told.append(f"{event.kind}: {event.message}")
@@ -38,12 +44,17 @@ def chain(*keys: str) -> Any:
     """The last of some steps, each built on the one before."""
     line: list[Any] = []
     for index, key in enumerate(keys):
-        line.append(SimpleNamespace(key=key, line=partial(lambda upto: tuple(line[:upto]), index + 1)))
+        upto = partial(lambda upto: tuple(line[:upto]), index + 1)
+        line.append(SimpleNamespace(key=key, line=upto, previous=line[-1] if line else None, options=None))
     return line[-1]
 
 
 def target(*candidates: tuple[str, Any]) -> TargetPlan:
-    made = tuple(SimpleNamespace(name=name, engine=engine) for name, engine in candidates)
+    made = tuple(
+        SimpleNamespace(name=name, runtime=runtime, precision=precision, variant=variant, engine=engine)
+        for name, engine in candidates
+        for runtime, precision, variant in [(*name.split(), "")[:3]]
+    )
     plan: Any = {"profile": None, "budget": None, "facts": {}, "baselines": {}}
     return TargetPlan(candidates=made, other_batches={8: made}, passed_over=(("tensorrt", "no GPU"),), **plan)  # type: ignore[arg-type]
 
@@ -131,3 +142,71 @@ def test_what_all_build_on_fails_at_once() -> None:
 def test_a_defect_of_ours_is_no_lost_candidate() -> None:
     with pytest.raises(ZeroDivisionError):
         bring(PlayedRunner({"quantize": ZeroDivisionError()}))
+
+
+def ladder(*, agreement: float | None = 0.99) -> TargetPlan:
+    """Three rungs of int8 on one runtime, each with a graph of its own; mixed asks for an agreement."""
+    made = []
+    for variant in ("linears", "all", "mixed"):
+        engine = chain("source", "export", f"quantize {variant}", f"compile {variant}")
+        engine.previous.options = QuantizeOptions(budget_agreement=agreement if variant == "mixed" else None)
+        made.append((f"openvino int8 {variant}", engine))
+    return target(*made)
+
+
+def test_layers_go_back_to_float_only_where_no_other_rung_agrees_as_the_budget_asks() -> None:
+    good = PlayedRunner({}, graphs={"quantize linears": ("a", 0.97), "quantize all": ("b", 0.995)})
+    bad = PlayedRunner({}, graphs={"quantize linears": ("a", 0.97), "quantize all": ("b", 0.98)})
+
+    left = bring(good, ladder())
+
+    assert [one.name for one in left.candidates] == ["openvino int8 linears", "openvino int8 all"]
+    assert [one.name for one in left.other_batches[8]] == ["openvino int8 linears", "openvino int8 all"]
+    why = "not needed: openvino int8 all agrees with its fp32 graph on 99.5%, the budget asks for 99.0%"
+    assert left.passed_over[-1] == ("openvino int8 mixed", why)
+    assert "quantize mixed" not in good.brought
+    assert good.told == []
+    assert [one.name for one in bring(bad, ladder()).candidates][-1] == "openvino int8 mixed"
+    assert "compile mixed" in bad.brought
+
+
+def test_a_rung_that_makes_the_graph_of_another_one_gets_no_engine() -> None:
+    runner = PlayedRunner({}, graphs=dict.fromkeys(("quantize linears", "quantize all"), ("the same", 0.9)))
+
+    left = bring(runner, ladder())
+
+    assert [one.name for one in left.candidates] == ["openvino int8 linears", "openvino int8 mixed"]
+    assert left.passed_over[-1] == ("openvino int8 all", "makes the same graph as openvino int8 linears")
+    assert "compile all" not in runner.brought
+
+
+def test_the_graph_of_another_runtime_is_no_reason_to_leave_one_out() -> None:
+    both = []
+    for runtime in ("onnxruntime", "openvino"):
+        engine = chain("source", "export", "quantize linears", f"compile {runtime}")
+        engine.previous.options = QuantizeOptions()
+        both.append((f"{runtime} int8 linears", engine))
+
+    assert len(bring(PlayedRunner({}), target(*both)).candidates) == 2
+
+
+def test_a_rung_that_fails_to_be_made_leaves_the_others() -> None:
+    runner = PlayedRunner({"quantize linears": StageError("no memory")}, graphs={"quantize all": ("b", 0.5)})
+
+    left = bring(runner, ladder())
+
+    assert [one.variant for one in left.candidates] == ["all", "mixed"]
+    assert left.passed_over[-1] == ("openvino int8 linears", "failed: no memory")
+
+
+def test_a_target_that_is_not_at_hand_loses_its_spare_rungs_before_any_engine() -> None:
+    runner = PlayedRunner({}, graphs={"quantize linears": ("a", 0.999)})
+    rungs = [SimpleNamespace(**{**vars(one), "graph": one.engine.previous}) for one in ladder().candidates]
+    facts: Any = {"profile": None, "budget": None, "facts": {}, "source_graph": None}
+    away = AwayPlan(candidates=tuple(rungs), passed_over=(), away="no GPU", **facts)  # type: ignore[arg-type]
+
+    left = leave_spare(runner, away)  # type: ignore[arg-type]
+
+    assert [one.variant for one in left.candidates] == ["linears", "all"]
+    assert [name for name, _ in left.passed_over] == ["openvino int8 mixed"]
+    assert not [step for step in runner.brought if step.startswith("compile")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from targets.jetson import JETPACKS, jetpack_of, read_jetson
+from targets.jetson import JETPACKS, jetpack_of, read_jetson, read_jetson_now
 
 RELEASE = (
     "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025"
@@ -65,3 +65,45 @@ def test_what_a_jetson_does_not_tell_is_none(tmp_path: Path) -> None:
 )
 def test_jetpack_follows_from_l4t(l4t: str, jetpack: str | None) -> None:
     assert jetpack_of(l4t) == jetpack
+
+
+def busy(root: Path) -> Path:
+    """A board whose GPU floats, is capped by heat, and is used by process 41."""
+    gpu = "sys/class/devfreq/17000000.gpu"
+    files = {
+        f"{gpu}/min_freq": "306000000",
+        f"{gpu}/cur_freq": "612000000",
+        f"{gpu}/max_freq": "1020000000",
+        "sys/class/devfreq/15340000.vic/min_freq": "1",
+        "sys/class/hwmon/hwmon1/oc1_event_cnt": "2",
+        "sys/class/hwmon/hwmon1/oc3_event_cnt": "1",
+        "sys/class/thermal/cooling_device0/type": "pwm-fan",
+        "sys/class/thermal/cooling_device0/cur_state": "3",
+        "sys/class/thermal/cooling_device1/type": "gpu-throttle-alert",
+        "sys/class/thermal/cooling_device1/cur_state": "1",
+        "sys/class/thermal/cooling_device2/type": "cpu-throttle-alert",
+        "sys/class/thermal/cooling_device2/cur_state": "0",
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    for pid, opened in ((41, "/dev/nvhost-gpu"), (42, "/dev/null")):
+        (root / f"proc/{pid}/fd").mkdir(parents=True)
+        (root / f"proc/{pid}/fd/5").symlink_to(opened)
+    return root
+
+
+def test_clocks_limits_and_users_of_the_gpu_are_read(tmp_path: Path) -> None:
+    found = read_jetson_now(busy(tmp_path))
+
+    assert found.gpu_mhz == (306, 612, 1020)
+    assert found.overcurrents == 3
+    assert found.capped_by == ("gpu-throttle-alert",), "a fan that runs caps nothing"
+    assert (found.gpu_users, found.hidden) == ((41,), 0)
+
+
+def test_what_a_board_does_not_tell_now_is_none(tmp_path: Path) -> None:
+    found = read_jetson_now(tmp_path)
+
+    assert (found.gpu_mhz, found.overcurrents, found.capped_by) == (None, None, None)
+    assert (found.gpu_users, found.hidden) == ((), 0)

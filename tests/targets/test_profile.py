@@ -93,6 +93,46 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_options_of_a_runtime_are_checked_by_its_own_table(tmp_path: Path) -> None:
+    gpu = {"name": "L4", "compute_capability": {"value": "8.9", "source": "a test", "confidence": "probed"}}
+    board = {"kind": "gpu", "description": "a card", "gpu": gpu}
+
+    def written(options: Any) -> Path:
+        return own(tmp_path, board=board, runtimes=[{"name": "tensorrt", "precisions": ["fp32"], "options": options}])
+
+    assert load_profile(written({"workspace_mib": 512})).runtimes[0].options == {"workspace_mib": 512}
+    for options, words in (
+        ({"workspace_mib": "much"}, r"runtimes\[0\].options: option 'workspace_mib' is a whole number"),
+        ({"strip": True}, r"runtimes\[0\].options: runtime 'tensorrt' has no option 'strip'"),
+        ({"batch_min": 2}, r"runtimes\[0\].options: batch_min 2, batch 1 and batch_max 1 are out of order"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            load_profile(written(options))
+
+
+def test_a_target_that_is_reached_by_ssh_names_its_device(tmp_path: Path) -> None:
+    assert load_profile(own(tmp_path, reached="ssh", device="shelf-1")).device == "shelf-1"
+    for changes, words in (
+        ({"reached": "ssh"}, "device: is missing; a target that is reached by ssh names a device of devices.yaml"),
+        ({"device": "shelf-1"}, "device: goes with reached: ssh, got 'shelf-1' with 'local'"),
+        ({"reached": "ssh", "device": "-oProxy"}, "device: must be a text that matches"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            load_profile(own(tmp_path, **changes))
+
+
+def test_cores_say_how_many_threads_there_are_and_each_is_named_once(tmp_path: Path) -> None:
+    assert load_profile(own(tmp_path, cores=[4, 5, 6, 7])).threads == 4
+    assert load_profile(own(tmp_path, cores=[4, 5, 6, 7], threads=2)).threads == 2
+    for changes, words in (
+        ({"cores": [1, 1]}, r"cores: names one twice, got \[1, 1\]"),
+        ({"cores": [1, 2], "threads": 3}, "threads: must be at most the 2 cores, got 3"),
+        ({"cores": [-1]}, r"cores\[0\]: must be a whole number at least 0, got -1"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            load_profile(own(tmp_path, **changes))
+
+
 def test_a_file_and_what_it_holds_have_one_name(tmp_path: Path) -> None:
     own(tmp_path, "mine").rename(tmp_path / "yours.yaml")
 

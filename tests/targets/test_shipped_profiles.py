@@ -8,7 +8,7 @@ import yaml
 
 from targets.board import Board
 from targets.profile import PROFILES, TargetProfile, base_of, list_profiles, load_profile, usable_runtimes
-from targets.runtimes.nvidia.capability import pair_obstacle
+from targets.runtimes.nvidia.capability import LEGAL, pair_obstacle
 
 SHIPPED = [load_profile(name) for name in list_profiles()]
 GPUS = [profile for profile in SHIPPED if profile.board.gpu is not None]
@@ -65,8 +65,8 @@ def test_precisions_are_those_of_the_compute_capability(profile: TargetProfile) 
     assert by_runtime["tensorrt"] >= {"fp32", "fp16", "int8"}
     if capability == (7, 5):
         assert by_runtime["tensorrt_rtx"] == {"fp16"}
-    if profile.board.kind == "jetson" or capability in ((8, 0), (9, 0)):
-        assert "tensorrt_rtx" not in by_runtime
+    here = profile.board.gpu.compute_capability.value
+    assert ("tensorrt_rtx" in by_runtime) == (here in LEGAL["tensorrt_rtx"])
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ def test_precisions_are_those_of_the_compute_capability(profile: TargetProfile) 
         ("tensorrt_rtx", "int8", "7.5", False),
         ("tensorrt_rtx", "fp16", "7.5", True),
         ("tensorrt_rtx", "fp16", "9.0", False),
+        ("tensorrt_rtx", "fp16", "8.0", False),
         ("tensorrt_rtx", "fp16", "8.7", False),
         ("tensorrt_rtx", "fp8", "8.6", False),
         ("tensorrt_rtx", "fp8", "12.0", True),

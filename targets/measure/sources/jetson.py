@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from targets.facts import ROOT, read_text
+from targets.jetson import GPU_DEVICE
 from targets.measure.sources.cpu import is_number, numbers
 
-_GPU = re.compile(r"gpu|g[vabp]\d+b")
-"""17000000.gpu, 17000000.ga10b, 17000000.gv11b, 57000000.gpu"""
 _MODE = re.compile(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)")
 
 
@@ -19,7 +18,9 @@ class Jetson:
 
     def __init__(self, root: Path = ROOT) -> None:
         devices = sorted((root / "sys/class/devfreq").glob("*"))
-        self._clocks = [one / "cur_freq" for one in devices if _GPU.search(one.name) and is_number(one / "cur_freq")]
+        self._clocks = [
+            one / "cur_freq" for one in devices if GPU_DEVICE.search(one.name) and is_number(one / "cur_freq")
+        ]
         events = sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"))
         self._events = [file for file in events if is_number(file)]
         mode = power_mode(root)

@@ -8,9 +8,9 @@ from typing import Any
 from targets.errors import InputError, WorkerError
 from targets.runtimes.nvidia import capability as legal
 from targets.runtimes.nvidia.cuda import Cuda
-from targets.runtimes.nvidia.kernel_file import KernelFile
+from targets.runtimes.nvidia.kernel_file import KernelFile, kernel_folder
 from targets.runtimes.nvidia.library import Listener, failure, load_library, release
-from targets.runtimes.nvidia.network import Parsed, check_precision, describe, parse, settle_batch
+from targets.runtimes.nvidia.network import Parsed, check_precision, count_macs, describe, parse, settle_batch
 from targets.runtimes.nvidia.options import BUILD, PRECISIONS, RTX, read_options
 
 PLAN = "model.plan"
@@ -36,6 +36,7 @@ def build_engine(runtime: str, model: Path, output: Path, given: dict[str, Any])
 
     ranges = settle_batch(parsed.network, options)
     described = describe(parsed.network)
+    macs = count_macs(library, parsed.network, options["batch"])
     config = _configure(library, runtime, parsed, options, capabilities)
     _add_profile(parsed, config, ranges)
     cache = _attach_timing_cache(library, config, options, gpu)
@@ -45,13 +46,17 @@ def build_engine(runtime: str, model: Path, output: Path, given: dict[str, Any])
     (output / PLAN).write_bytes(plan)
     built: dict[str, Any] = {
         "products": parsed.products,
+        "macs": macs,
         "compute_capability": capabilities,
         "batch": {name: options[name] for name in ("batch_min", "batch", "batch_max")},
     }
     if options["strip_weights"]:
         built["weights_sha256"] = weights_digest(model)
     if cache is not None:
-        built["timing_cache_sha256"] = cache.write(bytes(config.get_timing_cache().serialize()))
+        try:
+            built["timing_cache_sha256"] = cache.write(bytes(config.get_timing_cache().serialize()))
+        except OSError as error:  # an engine is worth more than the times that it was chosen by
+            built["timing_cache"] = f"not kept: {error}"
     files = [PLAN]
     if gpu is None:
         built["layers"] = f"not looked at: {why}"
@@ -206,9 +211,10 @@ def _add_profile(parsed: Parsed, config: Any, ranges: dict[str, list[list[int]]]
 def _attach_timing_cache(
     library: Any, config: Any, options: dict[str, Any], gpu: dict[str, str] | None
 ) -> KernelFile | None:
-    if not options.get("timing_cache") or gpu is None:
+    folder = kernel_folder(options.get("timing_cache"))
+    if folder is None or gpu is None:
         return None
-    file = KernelFile(Path(options["timing_cache"]), "timing", {**gpu, "tensorrt": str(library.__version__)})
+    file = KernelFile(folder, "timing", {**gpu, "tensorrt": str(library.__version__)})
     if not config.set_timing_cache(config.create_timing_cache(file.read()), ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     return file

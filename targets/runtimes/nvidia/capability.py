@@ -1,8 +1,9 @@
 """Which GPUs the two TensorRTs run on, in which precisions, by compute capability. Standard library only.
 
-TensorRT-RTX: what version 1.7 builds without a GPU (tests/targets/runtimes/test_rtx_builds.py), cut by NVIDIA's
-support matrix. TensorRT: NVIDIA's support matrix of versions 10 and 11. ONNX Runtime's CUDA
-provider: what onnxruntime-gpu 1.31.1 has kernels for; its TensorRT provider: where TensorRT runs.
+TensorRT-RTX: what version 1.7 builds without a GPU (tests/targets/runtimes/nvidia/test_rtx_builds.py), cut by NVIDIA's
+support matrix: it builds for 8.0, and int8 for 7.5, which the matrix does not name. TensorRT: NVIDIA's support matrix
+of versions 10 and 11. ONNX Runtime's CUDA provider: what onnxruntime-gpu 1.31.1 has kernels for; its TensorRT provider:
+where TensorRT runs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,6 @@ _ALL = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.1", "10.3", "11.0"
 LEGAL: dict[str, dict[str, tuple[str, ...]]] = {
     RTX: {
         "7.5": ("fp16",),
-        "8.0": _AMPERE,
         "8.6": _AMPERE,
         "8.9": _ADA,
         "12.0": _ADA,

@@ -9,6 +9,7 @@ https://docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/tensorrt-10x-
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from targets.errors import WorkerError
@@ -23,6 +24,8 @@ _WORDS = (
     ("fp32", ("fp32", "float", "tf32")),
 )
 """precision by words in the name of a type, the first that fits; lowest first"""
+_MOVING = ("reformat", "shuffle", "constant", "cast", "noop", "slice", "copy", "identity", "quantize", "dequantize")
+"""kinds of layers that multiply nothing"""
 
 
 def read_layers(text: str) -> list[dict[str, Any]]:
@@ -42,6 +45,26 @@ def count_products(layers: list[dict[str, Any]], products: list[str]) -> dict[st
             if node in products:
                 ran[node] = _lower(precision, ran.get(node, precision))
     return dict(Counter(ran.get(one, UNKNOWN) for one in products))
+
+
+def share_macs(layers: list[dict[str, Any]], macs: Mapping[str, int]) -> dict[str, float]:
+    """Multiply-accumulates by name of a layer: those of the products that it was made of.
+
+    A product that several layers name is shared out equally among those that compute; what only moves or converts
+    numbers is named after a product, too.
+    """
+    names: dict[str, list[str]] = {}
+    for layer in layers:
+        for node in set(_nodes(layer)):
+            names.setdefault(node, []).append(str(layer.get("Name", "")))
+    moving = {str(one.get("Name", "")) for one in layers if str(one.get("LayerType", "")).lower() in _MOVING}
+    found: dict[str, float] = {}
+    for node, count in macs.items():
+        among = names.get(node, [])
+        among = [one for one in among if one not in moving] or among
+        for one in among:
+            found[one] = found.get(one, 0.0) + count / len(among)
+    return found
 
 
 def describe_layer(layer: dict[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ Before a plan is deserialised, its SHA-256 is compared with `engine.json`, and t
 
 import hashlib
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from targets.errors import InputError, WorkerError
 from targets.runtimes.engine import ENGINE_FILE, check_binding, read_engine, write_engine
 from targets.runtimes.nvidia.builder import build_engine, gpu_facts, here_platform, weights_digest
 from targets.runtimes.nvidia.cuda import Cuda
-from targets.runtimes.nvidia.kernel_file import KernelFile
+from targets.runtimes.nvidia.kernel_file import KernelFile, kernel_folder
 from targets.runtimes.nvidia.library import Listener, failure, load_library, obstacle, release
 from targets.runtimes.nvidia.options import LOAD, MOST_IMAGES, RTX, read_options
 from targets.runtimes.nvidia.session import OFF, GpuSession, Loaded
@@ -105,8 +106,19 @@ def _open(runtime: str, path: Path, options: dict[str, Any]) -> GpuSession:
         def make_context() -> Any:
             return made.create_execution_context(config)
 
-    products = tuple(engine.get("built", {}).get("products", {}))
-    loaded = Loaded(library, starter, made, make_context, listener, products, facts, on_close)
+    built = engine.get("built", {})
+    loaded = Loaded(
+        library,
+        starter,
+        made,
+        make_context,
+        listener,
+        tuple(built.get("products", {})),
+        facts,
+        on_close,
+        macs=built.get("macs", {}),
+        batch=engine["batch"] or 1,
+    )
     return GpuSession(loaded, cuda, cuda_graph=options["cuda_graph"] and runtime != RTX)
 
 
@@ -139,6 +151,8 @@ def _put_weights_in(
     if not options["weights"]:
         raise InputError("the engine has no weights in it; say where its ONNX file is by option 'weights'")
     weights = Path(options["weights"])
+    if not weights.is_file() and (path.parent.parent / weights.name).is_file():
+        weights = path.parent.parent / weights.name  # a bundle has its graph beside the folder of the engine
     if not weights.is_file() or weights_digest(weights) != expected:
         raise InputError(f"{str(weights)!r} is not the ONNX file that the engine was built from")
     refitter = library.Refitter(made, listener.logger)
@@ -153,11 +167,12 @@ def _attach_runtime_cache(
     """Use the kernels that an earlier run compiled for this engine, and keep those of this one when it closes."""
     cache = config.create_runtime_cache()
     told["runtime_cache"] = OFF
-    if not options["runtime_cache"]:
+    folder = kernel_folder(options["runtime_cache"])
+    if folder is None:
         config.set_runtime_cache(cache)
         return lambda: None
     digest = hashlib.sha256(plan).hexdigest()
-    file = KernelFile(Path(options["runtime_cache"]), "kernels", {**facts, "engine": digest[:16]})
+    file = KernelFile(folder, "kernels", {**facts, "engine": digest[:16]})
     before = file.read()
     known = bool(before) and bool(cache.deserialize(before))
     config.set_runtime_cache(cache)
@@ -166,6 +181,7 @@ def _attach_runtime_cache(
     def keep() -> None:
         after = bytes(cache.serialize())
         if after and after != before:
-            file.write(after)
+            with suppress(OSError):  # they are compiled anew in the next process then
+                file.write(after)
 
     return keep

@@ -3,6 +3,7 @@
 The precision is the graph's alone: no builder flag changes it, in TensorRT 10 as in 11.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,47 @@ def settle_batch(network: Any, options: dict[str, Any]) -> dict[str, list[list[i
         elif shape[0] is None:
             ranges[tensor.name] = shapes
     return ranges
+
+
+def count_macs(library: Any, network: Any, batch: int) -> dict[str, int]:
+    """Multiply-accumulates of one query by product, for a network whose batch is settled.
+
+    batch: images per query, where the batch is still open. What the library does not tell is left out.
+    """
+    found = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        shapes = [_settled(one.shape, batch) for one in (*_inputs(layer)[:1], *_outputs(layer)[:1])]
+        if len(shapes) < 2 or any(size is None for shape in shapes for size in shape):
+            continue
+        given, made = ([int(size or 0) for size in shape] for shape in shapes)
+        if layer.type == library.LayerType.MATRIX_MULTIPLY:
+            found[layer.name] = math.prod(made) * _summed(given, made)
+        elif layer.type == library.LayerType.CONVOLUTION and (kernel := _kernel(library, layer)) is not None:
+            found[layer.name] = round(math.prod(made) * kernel * given[1])
+    return found
+
+
+def _summed(given: list[int], made: list[int]) -> int:
+    """Length of the sums of a matrix product, by the shapes of what goes in first, transposed or not, and comes out."""
+    if len(given) < 2:
+        return given[-1]
+    rows = made[-2] if len(made) > 1 else 1
+    return given[-1] if given[-2] == rows else given[-2]
+
+
+def _kernel(library: Any, layer: Any) -> float | None:
+    """Size of a convolution's window over its groups; None where the library does not tell."""
+    if not hasattr(layer, "kernel_size_nd") and hasattr(library, "IConvolutionLayer"):
+        layer.__class__ = library.IConvolutionLayer  # the library hands out every layer as its base
+    sizes = getattr(layer, "kernel_size_nd", None)
+    return None if sizes is None else math.prod(int(size) for size in sizes) / int(layer.num_groups)
+
+
+def _settled(dims: Any, batch: int) -> tuple[int | None, ...]:
+    """Sizes of a tensor; an open first one is the batch."""
+    shape = tensor_shape(dims)
+    return (shape[0] or batch, *shape[1:]) if shape else shape
 
 
 def describe(network: Any) -> dict[str, list[dict[str, Any]]]:

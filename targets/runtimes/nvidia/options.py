@@ -31,7 +31,10 @@ OPTIONS = table_of(BOTH, {
     "tf32": Option(False, "let fp32 products round their inputs to TF32 (10 bits of mantissa)", boolean=True),
     "strip_weights": Option(False, "leave the weights out; loading takes them from the ONNX file", boolean=True),
     "refit": Option("none", "weights may be exchanged: `identical` ones only, or `any`", choices=REFIT),
-    "timing_cache": Option(None, "folder for kernels' times, by GPU and version", text=True, runtimes=(TENSORRT,)),
+    "timing_cache": Option(
+        "auto", "folder for kernels' times, by GPU and version; `auto`: the user's cache; `none`", text=True,
+        runtimes=(TENSORRT,),
+    ),
     "version_compatible": Option(
         False, "runs on later versions of the same major number, from which it may be slower", boolean=True,
         runtimes=(TENSORRT,),
@@ -45,7 +48,8 @@ OPTIONS = table_of(BOTH, {
     ),
     "cuda_graph": Option(True, "record a query's kernels and launch them as one", boolean=True, when=(LOAD,)),
     "runtime_cache": Option(
-        None, "folder for kernels that were compiled at run time", text=True, runtimes=(RTX,), when=(LOAD,)
+        "auto", "folder for kernels that were compiled at run time; `auto`: the user's cache; `none`", text=True,
+        runtimes=(RTX,), when=(LOAD,),
     ),
     "weights": Option(None, "the ONNX file of an engine built with `strip_weights`", text=True, when=(LOAD,)),
 })  # fmt: skip

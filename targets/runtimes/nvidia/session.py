@@ -6,16 +6,16 @@ would hand out arrays that are still being written.
 
 import ctypes
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from targets.errors import InputError, WorkerError
 from targets.runtimes.nvidia.cuda import Cuda
-from targets.runtimes.nvidia.layers import count_products, describe_layer, read_layers
+from targets.runtimes.nvidia.layers import count_products, describe_layer, read_layers, share_macs
 from targets.runtimes.nvidia.library import Listener
 from targets.runtimes.nvidia.network import TYPES, tensor_shape
 from targets.runtimes.runtime import Array, Feeds, TensorFacts, check_feeds, in_their_types
@@ -38,6 +38,9 @@ class Loaded:
     """names of the ONNX nodes that multiply matrices"""
     facts: dict[str, Any]
     on_close: Callable[[], None] = lambda: None
+    macs: Mapping[str, int] = field(default_factory=dict)
+    """of each such node, for `batch` images; empty for an engine from before they were counted"""
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,16 @@ class GpuSession:
             self._answer(context, feeds)
         if not sum(milliseconds.values()):
             raise WorkerError("the engine told no times of its layers; it cannot be profiled")
-        known = {str(layer.get("Name", "")): layer for layer in self._inspected()}
+        inspected = self._inspected()
+        known = {str(layer.get("Name", "")): layer for layer in inspected}
+        macs = share_macs(inspected, self._loaded.macs)
+        scale = self._inputs[0].array.shape[0] / self._loaded.batch
         return [
             {
                 "name": one,
                 **describe_layer(known.get(one, {})),
                 "provider": self._loaded.library.__name__,
-                "macs": None,
+                "macs": round(macs[one] * scale) if one in macs else None,
                 "seconds": milliseconds[one] / repeats / 1000,
                 "calls": max(1, calls[one] // repeats),
             }

@@ -15,6 +15,7 @@ from targets.runtimes.engine import ENGINE_FILE, read_engine
 from targets.runtimes.nvidia import capability as legal
 from targets.runtimes.nvidia.builder import gpu_facts, legal_anywhere
 from targets.runtimes.nvidia.cuda import Cuda
+from targets.runtimes.nvidia.kernel_file import AUTO, kernel_folder
 from targets.runtimes.nvidia.library import release
 from targets.runtimes.nvidia.loading import here
 from targets.runtimes.nvidia.onnx_file import check_graph, read_contents
@@ -153,11 +154,19 @@ def refuse_dynamic(tensors: Sequence[TensorFacts]) -> None:
 
 def timing_folder(options: Mapping[str, Any], facts: Mapping[str, str]) -> Path | None:
     """Folder for the times of kernels of this GPU and these versions alone; made where it is not there."""
-    if not options["timing_cache"]:
+    around = kernel_folder(options["timing_cache"])
+    if around is None:
         return None
     words = "-".join(facts[name] for name in sorted(facts))
-    folder = Path(options["timing_cache"]) / re.sub(r"[^A-Za-z0-9.]+", "-", words)[:200]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = around / re.sub(r"[^A-Za-z0-9.]+", "-", words)[:200]
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        if options["timing_cache"] == AUTO:
+            return None  # times are not kept then
+        raise InputError(
+            f"option 'timing_cache': {str(folder)!r} cannot be a folder ({error.strerror}); name another, or 'none'"
+        ) from error
     return folder
 
 

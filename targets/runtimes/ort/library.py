@@ -18,6 +18,7 @@ WEIGHTS = "model.onnx.data"
 EXTERNAL_ABOVE_BYTES = 2**30
 """larger models are saved with their weights beside them: a protobuf ends at 2 GiB"""
 SPINNING = "session.intra_op.allow_spinning"
+AFFINITIES = "session.intra_op_thread_affinities"
 _NBITS_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 """1: a product of packed weights computes in fp32. The library's default is 4: it quantizes the activations too"""
 _RECORD_PLACES = "session.record_ep_graph_assignment_info"
@@ -57,19 +58,29 @@ def provider_word(provider: str) -> str:
 
 
 def new_settings(options: Mapping[str, Any]) -> Any:
-    """Session options that every session has. options: threads."""
+    """Session options that every session has. options: threads; cores: logical processors, one for each thread."""
     library = load_library()
     settings = library.SessionOptions()
     settings.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL  # a transformer has no branches
     settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.intra_op_num_threads = options["threads"]
     settings.inter_op_num_threads = 1
+    if affinities := thread_affinities(options.get("cores") or (), options["threads"]):
+        settings.add_session_config_entry(AFFINITIES, affinities)
     settings.add_session_config_entry(_NBITS_LEVEL, "1")
     settings.add_session_config_entry(SPINNING, "1")  # the library's default, written out
     settings.log_severity_level = (
         3  # else saving warns that the engine is bound to this machine, which engine.json says
     )
     return settings
+
+
+def thread_affinities(cores: Sequence[int], threads: int) -> str:
+    """Processors of the library's own threads, as it wants them: `3;4`, counted from 1; empty: wherever they may run.
+
+    The first thread is the caller's, which is pinned with its process. cores: logical processors, counted from 0.
+    """
+    return ";".join(str(one + 1) for one in cores[1:threads]) if len(cores) >= threads else ""
 
 
 def leave_as_it_is(settings: Any) -> None:

@@ -39,7 +39,8 @@ OPTIONS = table_of(RUNTIMES, {
     ),
     "optimization_level": Option(3, "0 builds fastest, 5 searches longest", whole=(0, 5), runtimes=_TENSORRT),
     "timing_cache": Option(
-        None, "folder for kernels' times, by GPU and version", text=True, runtimes=_TENSORRT
+        "auto", "folder for kernels' times, by GPU and version; `auto`: the user's cache; `none`", text=True,
+        runtimes=_TENSORRT,
     ),
 })  # fmt: skip
 

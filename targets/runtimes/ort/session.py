@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.errors import WorkerError
-from targets.runtimes.ort.library import SPINNING, Graph, tensor_facts
+from targets.runtimes.ort.library import AFFINITIES, SPINNING, Graph, tensor_facts
 from targets.runtimes.ort.profile import Event, count_products, describe_layers, node_events
 from targets.runtimes.runtime import Array, Feeds, in_their_types
 
@@ -49,6 +49,7 @@ class OnnxRuntimeSession:
             "execution_mode": settings.execution_mode.name,
             "optimization": settings.graph_optimization_level.name,
             "spinning": settings.get_session_config_entry(SPINNING),
+            "thread_affinities": _entry(settings, AFFINITIES),
         }
 
     def close(self) -> None:
@@ -73,3 +74,11 @@ def profile(graph: Graph, feeds: Feeds, repeats: int) -> list[Event]:
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     return node_events(events, skip_queries=1)
+
+
+def _entry(settings: Any, name: str) -> str:
+    """A session's configuration entry; empty where it has none, which the library calls an error."""
+    try:
+        return str(settings.get_session_config_entry(name))
+    except RuntimeError:
+        return ""

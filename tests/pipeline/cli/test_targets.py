@@ -126,6 +126,77 @@ def test_a_new_profile_of_a_machine_with_a_gpu_names_what_the_gpu_runs(tmp_path:
     assert precisions["tensorrt_rtx"] == ("fp16",)
 
 
+def test_a_new_profile_of_a_jetson_is_one_with_its_module_and_state(tmp_path: Path) -> None:
+    from pipeline.newtarget import write_target
+    from targets.jetson import Jetson
+
+    facts = {
+        "architecture": "aarch64",
+        "cpu_model": "ARM implementer 0x41 part 0xd42",
+        "instruction_sets": ["asimdhp", "asimddp"],
+        "memory_bytes": 7_800_000_000,
+        "gpus": [],
+        "runtimes": {"onnxruntime": "1.32.0", "tensorrt": "10.3.0"},
+    }
+    board = Jetson(
+        model="NVIDIA Jetson Orin Nano Developer Kit Super",
+        compatible=("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234"),
+        l4t="36.4.3",
+        jetpack="6.2",
+        power_mode="MAXN_SUPER",
+        cuda="12.6",
+    )
+    write_target("bench", tmp_path / "bench.yaml", facts=facts, jetson=board)
+    found = load_profile(tmp_path / "bench.yaml")
+
+    assert (found.board.kind, found.board.part_numbers) == ("jetson", ("p3767-0005",))
+    assert found.board.gpu is not None
+    assert (found.board.gpu.name, found.board.gpu.compute_capability.value) == ("Orin", "8.7")
+    assert found.board.memory_gb is not None
+    assert found.board.memory_gb.value == 7.8
+    assert found.software.jetpack is not None
+    assert found.software.jetpack.value == ">=6.2"
+    assert found.power.mode is not None
+    assert (found.power.mode.value, found.power.clocks) == ("MAXN_SUPER", "pinned")
+    assert [choice.name for choice in found.runtimes] == ["tensorrt", "onnxruntime"]
+    assert found.runtimes[0].precisions == ("fp32", "fp16", "bf16", "int8")
+
+
+def test_a_jetson_of_an_unknown_kind_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    from pipeline.newtarget import write_target
+    from targets.errors import InputError
+    from targets.facts import probe
+    from targets.jetson import Jetson
+
+    odd = Jetson(model="X", compatible=("nvidia,tegra999",), l4t=None, jetpack=None, power_mode=None, cuda=None)
+    with pytest.raises(InputError, match="has none of the SoCs tegra194"):
+        write_target("odd", tmp_path / "odd.yaml", facts=probe(), jetson=odd)
+    assert not (tmp_path / "odd.yaml").exists()
+
+
+def test_a_new_profile_names_all_precisions_that_its_runtimes_have(tmp_path: Path) -> None:
+    from pipeline.newtarget import write_target
+
+    facts = {
+        "architecture": "x86_64",
+        "cpu_model": "Some Xeon",
+        "instruction_sets": ["avx2", "amx_bf16"],
+        "memory_bytes": 2**35,
+        "gpus": [],
+        "runtimes": {"onnxruntime": "1.32.0", "openvino": "2026.4.1"},
+    }
+    write_target("lab", tmp_path / "lab.yaml", facts=facts)
+
+    new, shipped = load_profile(tmp_path / "lab.yaml"), load_profile("cpu")
+    assert {one.name: one.precisions for one in new.runtimes} == {one.name: one.precisions for one in shipped.runtimes}
+
+
+def test_show_tells_memory_clock_and_power_in_one_line(command: Command) -> None:
+    text = command("targets", "show", "jetson-orin-nano").out
+
+    assert "# 8 GB, 68 GB/s, 8 multiprocessors at up to 625 MHz, 7 to 15 W" in text
+
+
 def test_a_machine_without_runtimes_gets_no_profile(tmp_path: Path) -> None:
     from pipeline.newtarget import write_target
     from targets.errors import InputError

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.doctor import Finding, Sources, examine
+from targets.jetson import JetsonNow
 from targets.nvidia import GpuNow, Reading
 from targets.runtimes.intel.devices import Listed, Missing
 
@@ -45,6 +46,7 @@ L4 = GpuNow(
     clock_mhz=2040,
     clock_max_mhz=2040,
 )
+NOW = JetsonNow(gpu_mhz=(1020.0, 1020.0, 1020.0), overcurrents=0, capped_by=(), gpu_users=(), hidden=0)
 GOOD = Reading(how="NVML", driver="580.65", cuda="13.0", gpus=(L4,))
 
 Machine = Callable[..., Sources]
@@ -68,6 +70,9 @@ def machine(tmp_path: Path) -> Machine:
             "conditions": lambda: {**CONDITIONS, **(conditions or {})},
             "gpus": lambda: reading,
             "jetson": lambda: None,
+            "jetson_now": lambda: NOW,
+            "tensorrt": lambda runtime, capability: None,
+            "allowed": lambda: set(range(8)),
             "package": lambda name: None if name in ("onnxruntime-gpu", "onnxruntime-openvino") else "1.0",
             "runtime": VERSIONS.get,
             "providers": lambda: {"CPUExecutionProvider": None},

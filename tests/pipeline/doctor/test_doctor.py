@@ -8,21 +8,11 @@ from typing import Any
 import pytest
 
 from pipeline.doctor import Finding, Sources
-from targets.jetson import Jetson
 from targets.nvidia import Reading
 from targets.runtimes.intel.devices import Listed, Missing
 
 Machine = Callable[..., Sources]
 Look = Callable[..., dict[str, Finding]]
-
-NANO = Jetson(
-    model="NVIDIA Jetson Orin Nano Developer Kit Super",
-    compatible=("nvidia,p3768-0000+p3767-0005-super", "nvidia,tegra234"),
-    l4t="36.4.3",
-    jetpack="6.2",
-    power_mode="MAXN_SUPER",
-    cuda="12.6",
-)
 
 
 def to_fix(found: dict[str, Finding]) -> set[str]:
@@ -243,44 +233,40 @@ def test_processes_of_others_are_told_and_our_own_are_not(machine: Machine, look
     assert "99" in look("l4", theirs)["GPU processes"].found
 
 
-# Jetson.
-
-
-def board(machine: Machine, **changes: Any) -> Sources:
-    facts = {"architecture": "aarch64", "instruction_sets": ["asimdhp"], "gpus": []}
-    return machine(facts=facts, jetson=lambda: replace(NANO, **changes), runtime={"tensorrt": "10.3.0"}.get)
-
-
-def test_a_jetson_in_good_order_needs_no_fixing(machine: Machine, look: Look) -> None:
-    found = look("jetson-orin-nano-super", board(machine))
-
-    assert to_fix(found) == set()
-    assert all(found[name].state == "ok" for name in ("Jetson", "JetPack", "CUDA", "power mode"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "what", "state"),
-    [
-        ({"power_mode": "15W"}, "power mode", "fix"),
-        ({"power_mode": None}, "power mode", "warning"),
-        ({"jetpack": "6.1"}, "JetPack", "fix"),
-        ({"jetpack": None, "l4t": None}, "JetPack", "warning"),
-        ({"cuda": None}, "CUDA", "warning"),
-        ({"compatible": ("nvidia,p3767-0000", "nvidia,tegra234")}, "Jetson", "fix"),
-    ],
-    ids=str,
-)
-def test_what_is_wrong_with_a_jetson_is_named(
-    machine: Machine, look: Look, changes: dict[str, Any], what: str, state: str
+@pytest.mark.parametrize(("memory_bytes", "state"), [(23034 * 2**20, "ok"), (12 * 2**30, "warning"), (None, "warning")])
+def test_the_memory_of_a_card_is_held_against_the_target_s(
+    machine: Machine, look: Look, memory_bytes: int | None, state: str
 ) -> None:
-    finding = look("jetson-orin-nano-super", board(machine, **changes))[what]
+    finding = look("l4", machine(gpu={"memory_bytes": memory_bytes}))["GPU memory"]
 
     assert finding.state == state
-    assert finding.remedy
+    assert "the target has 24 GB" in finding.found
 
 
-def test_a_machine_that_is_no_jetson_is_told(machine: Machine, look: Look) -> None:
-    assert look("jetson-thor", machine())["Jetson"].found == "this machine is none"
+def test_a_tensorrt_that_is_installed_and_does_not_work_is_named(machine: Machine, look: Look) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def tried(runtime: str, capability: str | None) -> str | None:
+        asked.append((runtime, capability))
+        return "cudaGetDeviceCount failed" if runtime == "tensorrt" else None
+
+    found = look("l4", machine(tensorrt=tried))
+
+    assert found["l4: tensorrt"].found == "cudaGetDeviceCount failed"
+    assert found["l4: tensorrt_rtx"].state == "ok"
+    assert ("tensorrt_rtx", "8.9") in asked
+
+
+@pytest.mark.parametrize(("allowed", "state"), [({0, 1, 2, 3}, "ok"), ({0, 1}, "fix"), (set(), "fix")])
+def test_cores_that_engines_are_pinned_to_have_to_be_there(
+    machine: Machine, look: Look, tmp_path: Path, allowed: set[int], state: str
+) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("name: mine\nsummary: pinned\nextends: cpu\ncores: [2, 3]\nverified: not yet\n")
+    finding = look(own, machine(allowed=lambda: allowed))["cores"]
+
+    assert finding.state == state
+    assert finding.found.startswith("engines run on 2-3")
 
 
 # Disk, memory, clocks.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report.proof import broken, proof_here, proof_of_layers, told_layers, told_noise
+from pipeline.report.proof import broken, proof_here, proof_of_layers, told_layers, told_noise, undecided
 from pipeline.report.record import LayerRow, Proof, Report
 from targets.profile import Demands
 
@@ -95,3 +95,39 @@ def test_the_noise_of_the_graph_is_one_line():
 
 def test_nothing_is_demanded_of_an_engine_that_never_ran():
     assert broken(Demands(fused_attention=True, least_macs_share=1), Proof(engine="not built"), "int8") == ()
+
+
+HIDDEN = (layer("engine", operator="TRTKernel", precision="unknown", share=1.0, macs=None),)
+
+
+def test_a_runtime_that_tells_nothing_neither_proves_nor_breaks_what_is_demanded():
+    found = proof(HIDDEN)
+    demands = Demands(fused_attention=True, least_macs_share=0.9)
+
+    assert found.fused_attention is None
+    assert not any("attention runs as" in line for line in told_layers(found))
+    assert broken(demands, found, "int8") == ()
+    assert list(undecided(demands, found, "int8", attention=True)) == [
+        "that attention is fused, which the target demands: the runtime does not tell",
+        "that 90.0 % of the multiply-accumulates run in int8, which the target demands: the runtime does not tell",
+    ]
+
+
+def test_macs_of_which_no_precision_is_told_are_none_of_another_precision():
+    found = proof((layer("engine", precision="unknown", share=1.0, macs=500),))
+
+    assert broken(Demands(least_macs_share=0.5), found, "int8") == ()
+
+
+def test_a_fused_kernel_is_seen_beside_layers_of_which_nothing_is_told():
+    assert proof((*HIDDEN, layer("attention", operator="fmha"))).fused_attention is True
+
+
+def test_what_is_shown_or_never_was_there_is_not_undecided():
+    demands = Demands(fused_attention=True, least_macs_share=0.5, providers=("CPU",))
+
+    assert list(undecided(demands, proof(), "int8", attention=True)) == []
+    assert list(undecided(Demands(fused_attention=True), proof(attention=False), "int8", attention=False)) == []
+    assert [
+        line.rpartition(": ")[2] for line in undecided(demands, Proof(engine="not built"), "int8", attention=True)
+    ] == ["nothing ran"] * 3

@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from stages.compile.stage import COMPUTES, STAGE, CompileOptions, _counted
+from stages.compile.stage import STAGE, CompileOptions, _counted
 from stages.stage import StageContext
+from targets.board import COMPUTES
 from targets.errors import InputError, StageError, WorkerError
 from targets.facts import installed_version, probe
 from targets.profile import RuntimeChoice, TargetProfile, usable_runtimes

@@ -39,3 +39,11 @@ def install(monkeypatch: pytest.MonkeyPatch, cudart: FakeCudart) -> Callable[...
 def rtx() -> Any:
     """The real package; skips where it is missing."""
     return pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'vitrim[rtx]'")
+
+
+@pytest.fixture(autouse=True)
+def kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of each test's own for what is kept of kernels, in place of the user's cache."""
+    folder = tmp_path_factory.mktemp("kernels") / "kept"
+    monkeypatch.setenv("VITRIM_KERNELS", str(folder))
+    return folder

@@ -69,12 +69,27 @@ def fake_tensorrt(version: str, cuda: FakeCudart, *, name: str = "tensorrt") -> 
             self._inputs = [tensors.get(one) for one in node.input]
             self._outputs = [tensors[one] for one in node.output if one in tensors]
             self.num_inputs, self.num_outputs = len(self._inputs), len(self._outputs)
+            self._node, self._weights = node, tensors.get(node.input[1]) if len(node.input) > 1 else None
 
         def get_input(self, index: int) -> Tensor | None:
             return self._inputs[index]
 
         def get_output(self, index: int) -> Tensor:
             return self._outputs[index]
+
+    class ConvolutionLayer(Layer):
+        """What a layer is made into by whoever asks for its window."""
+
+        @property
+        def kernel_size_nd(self) -> tuple[int, ...]:
+            assert self._weights is not None
+            return tuple(self._weights.shape[2:])
+
+        @property
+        def num_groups(self) -> int:
+            return next((one.i for one in self._node.attribute if one.name == "group"), 1)
+
+    module.IConvolutionLayer = ConvolutionLayer
 
     class Network:
         num_inputs = num_outputs = num_layers = 0

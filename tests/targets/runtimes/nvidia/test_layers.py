@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from targets.errors import WorkerError
-from targets.runtimes.nvidia.layers import count_products, read_layers
+from targets.runtimes.nvidia.layers import count_products, read_layers, share_macs
 
 
 def layer(*types: str, nodes: str, new: bool) -> dict[str, Any]:
@@ -44,3 +44,16 @@ def test_every_product_of_a_fused_layer_counts_and_one_that_is_in_none_is_unknow
 def test_an_engine_that_tells_only_names_is_refused() -> None:
     with pytest.raises(WorkerError, match="built without details"):
         read_layers(json.dumps({"Layers": ["a", "b"], "Bindings": []}))
+
+
+def test_macs_of_a_product_are_shared_among_the_layers_that_it_became_and_not_with_copies() -> None:
+    layers = [
+        {"Name": "mha", "LayerType": "kgen", "Metadata": "[ONNX Layer: scores]\u001e[ONNX Layer: softmax]"},
+        {"Name": "gemm", "LayerType": "gemm", "Metadata": "[ONNX Layer: scores]\u001e[ONNX Layer: fc1]"},
+        {"Name": "move", "LayerType": "Reformat", "Metadata": "[ONNX Layer: fc1]"},
+        {"Name": "only", "LayerType": "Shuffle", "Metadata": "[ONNX Layer: odd]"},
+    ]
+
+    found = share_macs(layers, {"scores": 100, "fc1": 40, "odd": 7, "lost": 9})
+
+    assert found == {"mha": 50.0, "gemm": 90.0, "only": 7.0}

@@ -26,7 +26,7 @@ Graphs = Callable[[str, str], Path]
 PAIRS = [(capability, precision) for capability in LEGAL[RTX] for precision in PRECISIONS]
 LEGAL_PAIRS = [pair for pair in PAIRS if pair[1] in LEGAL[RTX][pair[0]]]
 ILLEGAL_PAIRS = [pair for pair in PAIRS if pair not in LEGAL_PAIRS]
-BUILDS_ALL_THE_SAME = [("7.5", "int8")]
+BUILDS_ALL_THE_SAME = [("7.5", "int8"), *(("8.0", precision) for precision in ("fp32", "fp16", "bf16", "int8"))]
 """which NVIDIA's support matrix does not have"""
 
 
@@ -47,7 +47,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
             (folder / kind).mkdir()
             exported[kind] = export_vit(folder / kind, PRUNED if kind == "pruned" else (WHOLE, WHOLE))
         path = folder / f"{kind}-{precision}.onnx"
-        return path if path.exists() else save_as(exported[kind], path, precision)
+        rung, _, scope = precision.partition(" ")
+        return path if path.exists() else save_as(exported[kind], path, rung, **({"scope": scope} if scope else {}))
 
     return get
 
@@ -76,6 +77,29 @@ def test_every_legal_pair_builds_pruned_shapes(
     expected |= {one: {one: linear, "fp16": attention + patches} for one in ("int8", "fp8")}
     expected["bf16"] = {"bf16": linear + attention, "fp32": patches}
     assert counts == expected[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_macs_of_every_product_are_counted(worker: Worker, graphs: Graphs, tmp_path: Path, precision: str) -> None:
+    """16 patches of 3 x 8 x 8, 17 tokens of width 64, two blocks with 4 heads of 16 and an MLP of 128, 10 classes."""
+    engine = build(worker, graphs("whole", precision), tmp_path, precision, batch=3, compute_capability="8.6")
+
+    block = 17 * 64 * (3 * 64) + 2 * 4 * 17 * 17 * 16 + 17 * 64 * 64 + 2 * 17 * 64 * 128
+    macs = engine["built"]["macs"]
+    assert sum(macs.values()) == 3 * (16 * 64 * 3 * 64 + 2 * block + 64 * 10)
+    assert set(macs) == set(engine["built"]["products"])
+
+
+@pytest.mark.parametrize(("capability", "precision"), [one for one in LEGAL_PAIRS if one[1] in ("int8", "fp8")])
+def test_every_legal_pair_builds_with_both_products_of_attention_quantized(
+    worker: Worker, graphs: Graphs, tmp_path: Path, capability: str, precision: str
+) -> None:
+    graph = graphs("whole", f"{precision} attention")
+
+    engine = build(worker, graph, tmp_path, precision, compute_capability=capability)
+
+    linear, attention, patches = 2 * 4 + 1, 2 * 2, 1
+    assert Counter(engine["built"]["products"].values()) == {precision: linear + attention, "fp16": patches}
 
 
 def test_a_newer_operator_set_has_the_convolution_in_bf16_too(worker: Worker, tmp_path: Path) -> None:
@@ -170,8 +194,8 @@ def test_on_turing_a_convolution_may_be_fp32_and_a_matrix_product_may_not(
     worker: Worker, graphs: Graphs, tmp_path: Path
 ) -> None:
     source = graphs("whole", "fp32")
-    convolution = save_as(source, tmp_path / "convolution.onnx", "fp16", fp32=["Conv"])
-    product = save_as(source, tmp_path / "product.onnx", "fp16", node="blocks.1/MatMul_1")
+    convolution = save_as(source, tmp_path / "convolution.onnx", "fp16", keep_float=("patch_embed.proj/Conv",))
+    product = save_as(source, tmp_path / "product.onnx", "fp16", keep_float=("blocks.1/MatMul_1",))
 
     engine = build(worker, convolution, tmp_path, "fp16", compute_capability="7.5")
     assert engine["built"]["products"]["patch_embed.proj/Conv"] == "fp32"
@@ -205,9 +229,9 @@ def half_in_bf16(source: Path, path: Path) -> Path:
 def test_an_asymmetric_graph_is_refused_by_node(worker: Worker, graphs: Graphs, tmp_path: Path) -> None:
     graphs("whole", "fp32")
     source = graphs("whole", "fp32").parent / "whole" / "model.onnx"
-    model = save_as(source, tmp_path / "asymmetric.onnx", "int8", asymmetric=True)
+    model = save_as(source, tmp_path / "asymmetric.onnx", "int8", symmetric=False, scope="linears")
 
-    with pytest.raises(InputError, match=r"node 'blocks.0.attn.qkv/MatMul/quantize' .*other than 0.*`symmetric: true`"):
+    with pytest.raises(InputError, match=r"node '.*blocks.0.*QuantizeLinear.*' .*other than 0.*`symmetric: true`"):
         build(worker, model, tmp_path, "int8", compute_capability="8.9")
 
 

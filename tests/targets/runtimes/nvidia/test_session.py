@@ -9,7 +9,7 @@ import pytest
 from engines import make_engine, open_engine
 from fake_cuda import FakeCudart
 from onnx import TensorProto, helper, save
-from tiny_graphs import CLASSES, answer, images, save_fp32
+from tiny_graphs import CLASSES, PIXELS, WIDTH, answer, images, save_fp32
 
 from targets.errors import InputError, WorkerError
 from targets.runtimes import tensorrt_gpu
@@ -198,6 +198,10 @@ def test_a_query_of_another_shape_or_type_is_refused(
         session.run(feeds)
 
 
+MACS = 4 * (PIXELS * WIDTH + WIDTH * CLASSES)
+"""of a query of four images of tiny_graphs' graph"""
+
+
 def test_every_layer_tells_its_time_and_what_the_engine_says_of_it(session: GpuSession) -> None:
     session.run({"image": images(4)})
 
@@ -207,6 +211,8 @@ def test_every_layer_tells_its_time_and_what_the_engine_says_of_it(session: GpuS
     assert [row["seconds"] for row in rows] == sorted((row["seconds"] for row in rows), reverse=True)
     assert all(row["calls"] == 1 for row in rows)
     assert any(row["precision"] == "fp32" for row in rows)
+    assert sum(row["macs"] or 0 for row in rows) == MACS
+    assert {row["macs"] for row in rows if "softmax" in row["name"]} <= {None}
     assert {key for row in rows for key in row} == {
         *("name", "operator", "kernel", "precision", "provider", "macs", "seconds", "calls"),
     }

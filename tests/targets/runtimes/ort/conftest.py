@@ -59,3 +59,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, told: list[dict[str, str]]) -> Cal
         monkeypatch.setattr(providers, "tensorrt_builder", leaving(engine) if engine else builder)
 
     return put
+
+
+@pytest.fixture(autouse=True)
+def kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of each test's own for what is kept of kernels, in place of the user's cache."""
+    folder = tmp_path_factory.mktemp("kernels") / "kept"
+    monkeypatch.setenv("VITRIM_KERNELS", str(folder))
+    return folder
