@@ -56,6 +56,10 @@ def do_job(folder: Path, key: str, *, runtimes: Mapping[str, Path], measuring_lo
     """Do a job whose `job.json` is there; exit code 0 where it leaves a result, of whatever kind."""
     place = folder / "jobs" / key
     job = read_json(place / "job.json")
+    scratch = place / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start that was killed
+    scratch.mkdir()
+    tempfile.tempdir = str(scratch)  # of the workers too: nothing is left elsewhere, however we end
     _stop_on_signals(float(job["limit_seconds"]))
     try:
         with _turn(measuring_lock):
@@ -71,6 +75,7 @@ def do_job(folder: Path, key: str, *, runtimes: Mapping[str, Path], measuring_lo
         traceback.print_exc()
         found = {"state": "failed", "kind": "defect", "message": f"{type(error).__name__}: {error}"}
     signal.setitimer(signal.ITIMER_REAL, 0)
+    shutil.rmtree(scratch, ignore_errors=True)
     write_atomic(place / "result.json", json.dumps({"format": RESULT, **found}).encode())
     return 0
 
@@ -150,7 +155,7 @@ class _Work:
                 images = np.load(shard, mmap_mode="r", allow_pickle=False)
                 name, answer = next(iter(worker.infer(images, preprocess=normal).items()))
                 parts.append(answer)
-        with tempfile.TemporaryDirectory(dir=self._place) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "answers.npy")
             np.save(path, np.concatenate(parts), allow_pickle=False)
             return {"answers": self._shelf.add(path), "output": name}
