@@ -36,6 +36,7 @@ from targets.atomic import sha256_of
 from targets.errors import InputError
 
 if TYPE_CHECKING:
+    from stages.data.images import ImageSet
     from stages.quantize_aware.stage import QuantizeAwareOptions
 
 log = logging.getLogger("vitrim.quantize_aware")
