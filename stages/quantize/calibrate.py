@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.quantize.sinking import sink_quantizers
 from stages.quantize.stage import Alpha
 from targets.preprocess import Preprocess, normalise
 from targets.record import Record
@@ -105,6 +106,7 @@ def quantize_by_nncf(job: Job) -> None:
     )
     if job.symmetric:
         _make_signed(quantized)
+    sink_quantizers(quantized)
     if pairs := _pairs(job):
         from stages.quantize.attention import quantize_attention
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.errors import InputError
+from targets.runtimes.nvidia.onnx_file import read_contents
 from targets.runtimes.ort import library
 from targets.runtimes.ort.session import OnnxRuntimeSession
 from targets.runtimes.runtime import check_precision, cpu_binding
@@ -18,6 +19,9 @@ name = "onnxruntime"
 PRECISIONS = ("fp32", "int8", "int8_dynamic", "int8_weights", "fp8", "fp16")
 EMULATED = ("bf16",)
 """precisions of graphs that this provider has no kernels for: never built; loaded as fp32 graphs that round alike"""
+QUANTIZED = ("int8", "fp8")
+"""precisions whose graphs may hold 16 bits between their products: a plain graph is loaded as one that rounds alike,
+because this provider runs halves in fp32 without rounding, and bf16 not at all"""
 SLOW_FOR_INT8 = ("MatMulAddFusion",)
 """With a fixed batch this fusion makes a Gemm of every biased MatMul before its Q/DQ is seen, and such a Gemm
 runs in fp32 with its weights dequantised at every query: 2.5 times slower on ViT-Tiny (onnxruntime 1.31)."""
@@ -53,7 +57,9 @@ def load(path: Path, options: dict[str, Any]) -> OnnxRuntimeSession:
     """Load an engine's graph as it is, or optimise a plain .onnx file now."""
     precision = options.get("precision", "fp32")
     check_precision(name, precision, (*PRECISIONS, *EMULATED))
-    return EmulatedSession(path, options) if precision in EMULATED else OnnxRuntimeSession(_graph(path, options))
+    if precision in EMULATED or (precision in QUANTIZED and not options.get("optimized") and _has_halves(path)):
+        return EmulatedSession(path, options)
+    return OnnxRuntimeSession(_graph(path, options))
 
 
 class EmulatedSession(OnnxRuntimeSession):
@@ -90,12 +96,19 @@ def _graph(path: Path, options: dict[str, Any]) -> library.Graph:
     return library.Graph(name, path, settings, ((library.CPU, {}),), _left_out(options.get("precision", "fp32")))
 
 
+def _has_halves(path: Path) -> bool:
+    held = read_contents(name, path)
+    return held.halves or held.bfloats
+
+
 def _widened(path: Path, folder: Path) -> Path:
-    """A copy of a bf16 graph in fp32 that rounds its tensors as the graph does."""
+    """A copy of a graph of 16 bits in fp32 that rounds its tensors as the graph does."""
     try:
         from targets.runtimes.widen import write_widened
     except ImportError as error:
-        raise InputError(f"onnxruntime runs no bf16 on CPUs, and to emulate it vitrim needs onnx: {error}") from error
+        raise InputError(
+            f"onnxruntime does not round to 16 bits on CPUs, and to emulate it vitrim needs onnx: {error}"
+        ) from error
     return write_widened(path, folder / "model.onnx")
 
 

@@ -59,9 +59,11 @@ def widen(model: onnx.ModelProto, kind: int) -> None:
 
 
 def write_widened(source: Path, path: Path) -> Path:
-    """Write a bf16 graph as one of fp32; weights beside it where one file cannot hold them. Returns the path."""
+    """Write a graph of 16 bits as one of fp32; weights beside it where one file cannot hold them. Returns the path."""
     model = onnx.load(source)
-    widen(model, TensorProto.BFLOAT16)
+    held = {one.data_type for one in model.graph.initializer}
+    for kind in held.intersection((TensorProto.FLOAT16, TensorProto.BFLOAT16)):
+        widen(model, kind)
     large = sum(len(one.raw_data) for one in model.graph.initializer) > INLINE_LIMIT
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data", size_threshold=1024)
     return path

@@ -37,6 +37,16 @@ class Contents:
     """weights by ONNX's number of their type, those of Constant nodes too"""
 
     @property
+    def halves(self) -> bool:
+        """Whether some of what it holds is float16."""
+        return self.types[_FLOAT16] > 0
+
+    @property
+    def bfloats(self) -> bool:
+        """Whether some of what it holds is bfloat16."""
+        return self.types[_BFLOAT16] > 0
+
+    @property
     def precision(self) -> str:
         """What the graph was made for, as its Q/DQ nodes and the types of its weights show it."""
         if any(kind in self.types for kind in _FLOAT8):

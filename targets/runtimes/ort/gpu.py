@@ -188,7 +188,8 @@ def _build(runtime: str, model: Path, output: Path, options: dict[str, Any]) -> 
         inputs = () if options["batch"] else library.inputs_of(model, runtime=runtime)
         shapes = providers.profile_shapes([library.tensor_facts(one) for one in inputs])
         cache = timing_folder(options, {**gpu, **{name: facts[name] for name in (runtime, "tensorrt")}})
-        provider = providers.tensorrt_builder(options, folder=output, shapes=shapes, timing_cache=cache)
+        halves = read_contents(runtime, model).halves
+        provider = providers.tensorrt_builder(options, folder=output, shapes=shapes, timing_cache=cache, halves=halves)
     else:
         provider = providers.cuda_provider(options, cuda_graph=False)
     graph = library.Graph(runtime, model, settings, (provider,))

@@ -32,16 +32,22 @@ def cuda_provider(options: Mapping[str, Any], *, cuda_graph: bool) -> Provider:
 
 
 def tensorrt_builder(
-    options: Mapping[str, Any], *, folder: Path, shapes: Mapping[str, str], timing_cache: Path | None
+    options: Mapping[str, Any],
+    *,
+    folder: Path,
+    shapes: Mapping[str, str],
+    timing_cache: Path | None,
+    halves: bool = False,
 ) -> Provider:
     """Name and options of TensorRT's provider that builds an engine and leaves it in a folder.
 
-    shapes: of `profile_shapes`. The precision of the graph alone says which types TensorRT may use.
+    shapes: of `profile_shapes`. halves: the graph holds float16 between its quantized products. What the graph holds
+    alone says which types TensorRT may use.
     """
     precision = options["precision"]
     told = {
         "device_id": str(options["device"]),
-        "trt_fp16_enable": _told(precision == "fp16"),
+        "trt_fp16_enable": _told(precision == "fp16" or halves),
         "trt_bf16_enable": _told(False),
         "trt_int8_enable": _told(precision == "int8"),  # without a table of ranges: between Q/DQ only
         "trt_int8_use_native_calibration_table": _told(False),

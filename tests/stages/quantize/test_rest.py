@@ -11,11 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from pydantic import ValidationError
 
+from stages.graph.described import read_described
 from stages.quantize.attention import attention_pairs
 from stages.quantize.graph import WEIGHTED, count_quantized, read_graph
 from stages.quantize.half import HALVES
 from stages.quantize.rest import narrow_rest
+from stages.quantize.sinking import sink_quantizers
 from stages.quantize.stage import QuantizeOptions
+from stages.stage import Role
 from targets.errors import InputError
 from targets.runtimes.widen import tensor_types, widen
 from targets.worker import Worker
@@ -191,6 +194,25 @@ def test_a_rest_says_nothing_to_precisions_that_quantize_no_activations() -> Non
         QuantizeOptions(precision="int8_weights", rest="float16")
 
 
+def test_a_quantizer_before_what_picks_a_token_moves_behind_it_and_the_answers_stay() -> None:
+    model = quantized(0.05, 0.01)
+    picked = helper.make_node("Gather", ["x", "rows"], ["picked"], name="picks", axis=0)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "rows"))
+    model.graph.node[-1].input[0] = "picked"
+    model.graph.node.insert(2, picked)
+    before = onnx.ModelProto.FromString(model.SerializeToString())
+    assert count_quantized(model.graph)[0] == 0
+
+    sink_quantizers(model)
+
+    onnx.checker.check_model(model, full_check=True)
+    assert count_quantized(model.graph)[0] == 1
+    assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 1
+    images = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    right, got = (ReferenceEvaluator(one).run(None, {"images": images})[0] for one in (before, model))
+    assert np.array_equal(right, got)
+
+
 @pytest.mark.slow
 def test_both_products_of_attention_are_quantized_or_none_and_the_patch_embedding_is_not(
     int8: Any, graph: Path
@@ -231,3 +253,19 @@ def test_no_product_of_the_engine_that_tensorrt_rtx_builds_is_fp32(
     found = list(engine["built"]["products"].values())
     assert set(found) == {kind, "fp16"}
     assert found.count(kind) == ran.result.facts["products"][kind]
+
+
+@pytest.mark.parametrize("rest", ["float16", "bfloat16"])
+def test_the_graph_itself_answers_on_a_cpu_as_its_emulation_did(
+    rest: str, graph: Path, run_quantize: Run, tmp_path: Path
+) -> None:
+    ran = run_quantize(graph, tmp_path, precision="fp8", rest=rest, images=4, select=32)
+    images, spec = ran.context.images[Role.SELECT], read_described(graph)
+
+    answers = []
+    for path in (ran.context.output / "model.onnx", ran.context.scratch / "rest_emulated" / "model.onnx"):
+        with Worker(threads=1) as worker:
+            worker.load(path, runtime="onnxruntime", precision="fp8")
+            answers.append(worker.infer(images.uint8(spec.preprocess), batch=16, preprocess=spec.preprocess)["logits"])
+
+    assert np.array_equal(*answers)

@@ -54,10 +54,7 @@ def export_vit(folder: Path, blocks: Sequence[dict[str, Any]] = (WHOLE, WHOLE), 
 
 
 def save_as(source: Path, path: Path, precision: str, **options: Any) -> Path:
-    """Save a graph in another precision, as the quantize stage makes it for TensorRT unless the options differ."""
-    if precision == "fp32":
-        shutil.copyfile(source, path)
-        return path
+    """Save an exported graph in another precision, as the quantize stage makes it for TensorRT or otherwise told."""
     for_tensorrt = {"int8": {"symmetric": True, "rest": "float16"}, "fp8": {"rest": "float16"}}.get(precision, {})
     told = QuantizeOptions(precision=precision, **{**for_tensorrt, **options}).quickly()  # type: ignore[arg-type]
     images = {role: pictures(role) for role in (Role.FIT, Role.SELECT)}

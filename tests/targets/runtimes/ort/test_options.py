@@ -108,6 +108,14 @@ def test_tensorrt_may_use_the_types_of_the_graph_only(precision: str, allowed: s
     assert "trt_int8_calibration_table_name" not in told, "ranges are in Q/DQ"
 
 
+def test_tensorrt_may_use_halves_between_quantized_products_where_the_graph_holds_some() -> None:
+    options = read_options(ORT_TENSORRT, BUILD, {"precision": "int8"})
+
+    told = tensorrt_builder(options, folder=Path("engine"), shapes={}, timing_cache=None, halves=True)[1]
+
+    assert (told["trt_fp16_enable"], told["trt_int8_enable"]) == ("True", "True")
+
+
 def test_the_engine_that_is_built_is_the_one_that_is_loaded() -> None:
     told = built(workspace_mib=256, optimization_level=5)
 
