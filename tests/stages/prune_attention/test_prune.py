@@ -313,7 +313,7 @@ def test_with_rotary_positions_values_can_still_be_narrowed_and_q_and_k_stay(
     assert {(block.heads, block.d_qk, block.d_v) for block in pruned_spec.blocks} == {(2, 8, 4)}
     described = {name: tensor.shape for name, tensor in ViT(pruned_spec.model_dump(mode="json")).state_dict().items()}
     assert described == {name: tensor.shape for name, tensor in pruned.state_dict().items()}
-    assert all(row["relative_error"] < 0.9 for row in facts["blocks"])
+    assert all(row["relative_error"] < 1 for row in facts["blocks"])
     with pytest.raises(InputError, match=r"qk 0\.5 cannot be had: this model"):
         prune(model, spec, options(qk=0.5, method=method), pictures)
 

@@ -215,7 +215,7 @@ def test_once_training_is_flat_the_learning_rate_falls_to_its_end_and_a_gain_in_
         facts = train(line.module, loss, line.data, training, scratch=tmp_path, held_out=held_out)
 
     assert rates[:50] == [training.lr_at(step) for step in range(50)]  # flat at step 50
-    assert rates[50] == training.lr_at(50)
+    assert rates[50] == pytest.approx(training.lr_at(50))
     assert torch.tensor(rates[50:]).diff().tolist() == pytest.approx(
         [-(rates[50] - training.floor_share * training.lr) / 20] * 19, rel=1e-4
     )
@@ -253,7 +253,7 @@ def test_small_gains_add_up_to_one_that_counts(tmp_path: Path) -> None:
     facts = train(line.module, loss, line.data, PLAIN, scratch=tmp_path, held_out=held_out)
 
     assert not facts["stopped_early"]
-    assert facts["best_step"] >= 57
+    assert facts["best_step"] == 54  # every third of the looks, which are three steps apart
 
 
 @pytest.mark.parametrize(("looks", "patience"), [(20, 4), (10, 2), (4, 2)])
