@@ -206,11 +206,11 @@ def _proof(built: Built, judged: Latency | None) -> Proof:
 
 def _unknown(built: Built) -> list[str]:
     """What baseline and engine would share, where nothing tells that they do not."""
-    from pipeline.plausible import unlike_timm
+    from pipeline.plausible import told_of_source, unlike_timm
 
     found = [one for one in (unlike_timm(built.before),) if one]
-    known = built.plan.recipe.measure.known_accuracy
-    if known is None and built.validation.accuracy is not None and built.validation.accuracy.metric == "top1":
+    accuracy = built.validation.accuracy
+    if told_of_source(built.plan.recipe, labelled=accuracy is not None and accuracy.metric == "top1"):
         found.append(
             "that images are read as in the source's training: baseline and engine read them alike, and the recipe has "
             "no measure.known_accuracy"
