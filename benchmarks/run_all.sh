@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
-for script in mlp_pruning attention_pruning width_pruning attention_removal token_merging published_latency openvino_hints prune_time selection_speed streaming_prune bf16_kept allocation distillation rtx_builds accidents cpu_peers nightly_simulation command_times end_to_end; do
+for script in mlp_pruning attention_pruning width_pruning attention_removal token_merging published_latency openvino_hints prune_time selection_speed streaming_prune bf16_kept alphas allocation distillation rtx_builds accidents cpu_peers nightly_simulation command_times end_to_end; do
     echo "== $script"
     if [ "$script" = cpu_peers ] && [ -n "${OLIVE_PYTHON:-}" ]; then
         "$python" "benchmarks/$script.py" --olive "$OLIVE_PYTHON"

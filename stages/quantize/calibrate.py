@@ -105,7 +105,7 @@ def quantize_by_nncf(job: Job) -> None:
         ),
     )
     if job.symmetric:
-        _make_signed(quantized)
+        make_signed(quantized)
     sink_quantizers(quantized)
     if pairs := _pairs(job):
         from stages.quantize.attention import quantize_attention
@@ -212,7 +212,7 @@ def _limit_threads(threads: int) -> None:
     onnxruntime.SessionOptions = Settings
 
 
-def _make_signed(model: Any) -> None:
+def make_signed(model: Any) -> None:
     """Turn unsigned zero points, which NNCF 3.4 takes for what is never negative, into signed ones: TensorRT's only."""
     from onnx import TensorProto, numpy_helper
 

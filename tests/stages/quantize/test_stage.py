@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from stages.data.images import ImageSet
 from stages.quantize.agreement import compare
-from stages.quantize.calibrate import Job
+from stages.quantize.calibrate import Job, make_signed
 from stages.quantize.graph import count_quantized, read_graph
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
@@ -161,6 +161,28 @@ def test_what_an_interrupted_run_had_finished_is_taken_over(
     assert (found.context.output / "model.onnx").read_bytes() == finished
 
 
+def test_what_is_quantized_without_a_sign_gets_one_for_tensorrt() -> None:
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 4])
+    answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "s", "z"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["logits"], name="dq"),
+    ]
+    weights = [
+        numpy_helper.from_array(np.asarray(one), name) for one, name in ((np.float32(0.01), "s"), (np.uint8(0), "z"))
+    ]
+    graph = helper.make_graph(nodes, "unsigned", [image], [answer], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+    make_signed(model)
+
+    onnx.checker.check_model(model, full_check=True)
+    tensors = initializers(model.graph)
+    assert (tensors["z"].dtype, int(tensors["z"])) == (np.int8, 0)
+    images = np.array([[0.0, 0.5, 1.0, 2.55]], np.float32)  # the whole range that 0 to 255 had
+    assert ReferenceEvaluator(model).run(None, {"images": images})[0] == pytest.approx(images, abs=0.0101)
+
+
 def exact_agreement(one: Path, other: Path, spec: ViTSpec) -> float:
     """How often two graphs give the same class by ONNX's own arithmetic in numpy, whatever this processor does."""
     pixels = np.random.default_rng(3).uniform(0, 255, (64, 1, 1, 3)) + np.zeros((64, 16, 16, 3))
@@ -178,18 +200,17 @@ def test_a_symmetric_graph_has_only_signed_zero_points_at_zero_and_layers_can_st
     spec: ViTSpec,
     int8_saturates: bool,
 ) -> None:
-    # Pixels that are never negative are what NNCF quantizes without a sign, which TensorRT does not read.
     positive = spec.replace(preprocess=Preprocess(height=16, width=16, mean=(0, 0, 0), std=(1, 1, 1)))
     graph = write_graph(tmp_path, spec=positive)
 
-    ran = run_quantize(graph, tmp_path, alphas=(0.95,), symmetric=True, keep_float=("head/*", "blocks.0/MatMul"))
+    ran = run_quantize(graph, tmp_path, alphas=(0.95,), symmetric=True, keep_float=("head/*",))
 
     found = read_graph(ran.context.output / "model.onnx")
     tensors = initializers(found)
     zeros = [tensors[node.input[2]] for node in found.node if node.op_type.endswith("eLinear")]
     assert zeros
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
-    assert count_quantized(found)[0] == len(LINEAR) + 2 - 2
+    assert count_quantized(found)[0] == len(LINEAR) - 2  # neither the patch embedding
     assert "head.weight" in tensors
     assert ran.result.facts["symmetric"] is True
     assert exact_agreement(graph / "model.onnx", ran.context.output / "model.onnx", positive) > 0.8
@@ -219,7 +240,7 @@ def test_what_merges_tokens_stays_fp32_and_the_answers_those_of_the_runtime(
         name for node in products for name in node.input if name in made_by and "Linear" in made_by[name].op_type
     ]
     assert ran.result.facts["agreement"] > 0.8
-    assert ran.result.facts["products"]["int8"] >= len(LINEAR)
+    assert ran.result.facts["products"]["int8"] >= len(LINEAR) - symmetric  # then without the patch embedding
     images, found_answers = ran.context.images[Role.SELECT], {}
     for runtime in ("onnxruntime", "openvino"):
         with Worker(threads=1) as worker:
