@@ -16,6 +16,7 @@ from pipeline.report.record import CandidateRow
 from pipeline.search.pairs import Pair
 from pipeline.slack import AGREEMENT_SLACK
 from targets.errors import StageError
+from targets.profile import Budget
 from targets.record import Record
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from pipeline.pixels import Pixels
     from pipeline.statistics import Booleans, Floats
-    from targets.profile import Budget
 
 DOUBTFUL_SLACK = 0.03
 """the same where the images are too few to tell the two apart (exact McNemar test)"""
