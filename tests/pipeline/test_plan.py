@@ -4,55 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
+from planning import LADDER, RECIPE, TRAINED, own_target
 
-from pipeline.build import plan_recipe
 from pipeline.plan import AwayPlan, Plan, TargetPlan
 from pipeline.planner import PlannedStep
-from pipeline.recipe import load_recipe
 from pipeline.search.record import Decision
 from pipeline.search.replan import replan
-from pipeline.store import Store
 from targets.errors import InputError
-from targets.profile import PROFILES
-
-RECIPE = """\
-vitrim: 1
-name: planned
-model: {timm: vit_tiny_patch16_224, pretrained: false, image_size: 16, classes: 10, arguments: {patch_size: 8}}
-data:
-  fit: {dataset: digits, share: [0, 0.2]}
-  train: {dataset: digits, share: [0, 0.2]}
-  select: {dataset: digits, share: [0.2, 0.4]}
-  evaluate: {dataset: digits, share: [0.4, 1]}
-steps:
-  - finetune: {epochs: 1}
-  - prune_mlp: {keep: 0.5}
-  - distill: {images_seen: 64}
-  - export
-  - quantize
-"""
 
 Planned = Callable[..., Plan]
-
-
-@pytest.fixture
-def planned(tmp_path: Path) -> Planned:
-    """planned("steps.prune_mlp.keep=0.25", text=RECIPE): the plan of a recipe with overrides."""
-
-    def plan(*overrides: str, text: str = RECIPE) -> Plan:
-        path = tmp_path / "recipe.yaml"
-        path.write_text(text)
-        return plan_recipe(load_recipe(path, overrides=overrides), Store(tmp_path / "store"))
-
-    return plan
-
-
-def own_target(folder: Path, name: str, **changes: object) -> Path:
-    facts = yaml.safe_load((PROFILES / "cpu.yaml").read_text())
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**facts, "name": name, **changes}))
-    return path
 
 
 def keys(plan: Plan) -> dict[str, str]:
@@ -80,9 +40,6 @@ def test_the_baseline_is_the_fp32_source_on_the_first_runtime(planned: Planned) 
 
     assert [step.stage for step in baseline.line()] == ["source", "finetune", "export", "compile"]
     assert (baseline.options.runtime, baseline.options.precision) == ("onnxruntime", "fp32")  # type: ignore[attr-defined]
-
-
-TRAINED = RECIPE.replace("  - export\n  - quantize\n", "  - quantize_aware: {alpha: 0.5, images: 20, opset: 19}\n")
 
 
 def test_a_model_trained_for_int8_is_compared_with_the_source_quantized_alike_but_not_trained(
@@ -195,14 +152,6 @@ def test_for_a_target_of_another_architecture_the_graph_is_prepared(planned: Pla
     assert "compile" not in {step.stage for step in target.steps()}
 
 
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from targets import facts
-
-    real = facts.probe
-    monkeypatch.setattr(facts, "probe", lambda: {**real(), "gpus": []})
-
-
 @pytest.mark.usefixtures("no_gpu")
 def test_what_can_be_built_ahead_of_time_comes_first_for_a_gpu_that_is_elsewhere(planned: Planned) -> None:
     target = planned("targets=[rtx-4090]").targets[0]
@@ -241,112 +190,6 @@ def test_planning_writes_nothing_but_the_index_of_images(planned: Planned, tmp_p
     planned()
 
     assert {path.name for path in (tmp_path / "store").glob("*")} <= {"images.index"}
-
-
-LADDER = RECIPE.replace("  - quantize\n", "  - quantize: {precision: auto, alphas: [0.5]}\n")
-
-
-def test_every_precision_that_a_runtime_runs_has_a_graph_of_its_own(planned: Planned, tmp_path: Path) -> None:
-    runtimes = [
-        {"name": "onnxruntime", "precisions": ["fp32", "int8", "int8_dynamic"]},
-        {"name": "openvino", "precisions": ["fp32", "int8"]},
-    ]
-    target = planned(f"targets=[{own_target(tmp_path, 'mine', runtimes=runtimes)}]", text=LADDER).targets[0]
-
-    assert isinstance(target, TargetPlan)
-    int8 = ("int8 linears", "int8 all", "int8 mixed")
-    assert [one.name for one in target.candidates] == [
-        *(f"onnxruntime {one}" for one in ("fp32", *int8, "int8_dynamic")),
-        *(f"openvino {one}" for one in ("fp32", *int8)),
-    ]
-    graphs = {one.name: one.graph for one in target.candidates}
-    assert graphs["onnxruntime fp32"].stage == "export"
-    for one in int8:
-        assert graphs[f"onnxruntime {one}"].key == graphs[f"openvino {one}"].key
-        assert graphs[f"onnxruntime {one}"].options.alphas == (0.5,)
-    assert len({graphs[f"openvino {one}"].key for one in int8}) == len(int8)
-    assert graphs["openvino int8 linears"].title == "quantize int8 linears"
-    engine = next(one.engine for one in target.candidates if one.variant == "mixed")
-    assert engine.title == "compile engine: onnxruntime int8 mixed, batch 1"
-    assert graphs["onnxruntime int8_dynamic"].options.precision == "int8_dynamic"
-    assert graphs["onnxruntime int8_dynamic"].previous.key == graphs["onnxruntime fp32"].key
-    assert {step.options.precision for step in target.steps() if step.stage == "quantize"} == {"int8", "int8_dynamic"}
-    assert not [step for step in target.steps() if "unpruned" in step.title], "only the chosen one's is built"
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_a_gpu_gets_a_bf16_graph_of_its_own(planned: Planned) -> None:
-    target = planned("targets=[rtx-4090]", text=LADDER).targets[0]
-
-    assert isinstance(target, AwayPlan)
-    precisions = {"fp32", "bf16", "fp16", "int8", "fp8"}
-    rungs = {"fp32", "bf16", "fp16", "int8 linears", "int8 attention", "int8 mixed", "fp8 linears", "fp8 attention"}
-    assert {one.name for one in target.candidates if one.runtime.startswith("tensorrt")} == {
-        f"{runtime} {rung}" for runtime in ("tensorrt_rtx", "tensorrt") for rung in rungs
-    }
-    assert "bf16" not in {one.precision for one in target.candidates if one.runtime.startswith("onnxruntime")}
-    held = {one.precision: getattr(one.graph.options, "precision", "fp32") for one in target.candidates}
-    assert held == {precision: precision for precision in precisions}
-    assert not [reason for _, reason in target.passed_over if "bf16" in reason]
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_what_is_not_quantized_of_a_graph_for_tensorrt_is_fp16_unless_the_recipe_says_otherwise(
-    planned: Planned,
-) -> None:
-    cpu, gpu = planned("targets=[cpu, rtx-4090]", text=LADDER).targets
-    told = planned("targets=[rtx-4090]", "steps.quantize.rest=float32", text=LADDER).targets[0]
-    alone = planned("targets=[jetson-orin-nano]").targets[0]
-
-    def rests(target: object, *precisions: str) -> set[str | None]:
-        assert isinstance(target, TargetPlan | AwayPlan)
-        return {one.graph.options.rest for one in target.candidates if one.precision in precisions}  # type: ignore[attr-defined]
-
-    assert rests(gpu, "int8", "fp8") == {"float16"}
-    assert rests(cpu, "int8") == {None}
-    assert rests(told, "int8", "fp8") == {"float32"}
-    assert rests(alone, "int8") == {"float16"}
-    assert all(one.graph.options.symmetric for one in gpu.candidates if one.precision == "int8")  # type: ignore[attr-defined]
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_a_model_trained_for_int8_has_the_same_rest(planned: Planned) -> None:
-    target = planned("targets=[rtx-4090]", text=TRAINED).targets[0]
-
-    assert {one.graph.options.rest for one in target.candidates} == {"float16"}  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(("budget", "agreement"), [("{}", 0.99), ("{accuracy_drop_points: 2.5}", 0.975)])
-def test_layers_go_back_to_float_until_as_many_images_agree_as_the_budget_asks_for(
-    planned: Planned, budget: str, agreement: float
-) -> None:
-    target = planned(f"budget={budget}", text=LADDER).targets[0]
-    by_hand = planned(f"budget={budget}", "steps.quantize={budget_agreement: budget}").targets[0]
-    off = planned("steps.quantize.budget_agreement=off", text=LADDER).targets[0]
-    number = planned("steps.quantize.budget_agreement=0.9", text=LADDER).targets[0]
-
-    wanted = {one.variant: one.graph.options.budget_agreement for one in target.candidates if one.precision == "int8"}  # type: ignore[attr-defined]
-    assert wanted == {"linears": None, "all": None, "mixed": agreement}
-    assert {one.graph.options.budget_agreement for one in by_hand.candidates} == {agreement}  # type: ignore[attr-defined]
-    for plan, value in ((off, "off"), (number, 0.9)):
-        int8 = [one for one in plan.candidates if one.precision == "int8"]
-        assert {one.variant for one in int8} == {"linears", "all"}
-        assert {one.graph.options.budget_agreement for one in int8} == {value}  # type: ignore[attr-defined]
-
-
-def test_a_scope_that_the_recipe_names_is_the_only_one(planned: Planned) -> None:
-    target = planned("steps.quantize.scope=linears", text=LADDER).targets[0]
-
-    assert {one.variant for one in target.candidates if one.precision == "int8"} == {"linears", "mixed"}
-
-
-def test_the_ladder_sweeps_every_strength_that_is_affordable_unless_the_recipe_names_some(planned: Planned) -> None:
-    text = LADDER.replace(", alphas: [0.5]", "")
-    target = planned(text=text).targets[0]
-    alone = planned("steps.quantize.alphas=full").targets[0]
-
-    assert {one.graph.options.alphas for one in target.candidates if one.precision == "int8"} == {"affordable"}  # type: ignore[attr-defined]
-    assert {one.graph.options.alphas for one in alone.candidates} == {"full"}  # type: ignore[attr-defined]
 
 
 BF16 = RECIPE.replace("  - quantize\n", "  - quantize: {precision: bf16}\n")

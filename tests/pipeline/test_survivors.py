@@ -109,7 +109,7 @@ def test_what_failed_for_one_is_not_tried_again_for_another() -> None:
 def test_one_whose_unpruned_counterpart_cannot_be_built_is_out_too() -> None:
     def candidate(name: str) -> tuple[str, Any]:
         return name, SimpleNamespace(
-            name=name, graph=SimpleNamespace(key="graph"), engine=chain("source", f"{name} engine"),
+            name=name, variant="", graph=SimpleNamespace(key="graph"), engine=chain("source", f"{name} engine"),
             unpruned=chain("source", f"{name} unpruned"),
         )  # fmt: skip
 
