@@ -87,6 +87,7 @@ def decide(
             CandidateRow(
                 runtime=candidate.runtime,
                 precision=candidate.precision,
+                variant=candidate.variant,
                 p50_ms=p50_of(measured[name]),
                 agreement=None if math.isnan(agreements[name]) else agreements[name],
                 bytes=sizes[name],

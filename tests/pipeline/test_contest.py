@@ -71,8 +71,12 @@ def contest(
     budget: Budget | None = None,
     layers: list[dict[str, Any]] = INT8,
 ) -> tuple[str, dict[str, CandidateRow]]:
-    """Candidates are called `runtime precision`."""
-    candidates: Any = {name: SimpleNamespace(runtime=name.split()[0], precision=name.split()[1]) for name in measured}
+    """Candidates are called `runtime precision`, or `runtime precision variant`."""
+    candidates: Any = {
+        name: SimpleNamespace(runtime=runtime, precision=precision, variant=variant)
+        for name in measured
+        for runtime, precision, variant in [(*name.split(), "")[:3]]
+    }
     winner, rows = decide(
         candidates,
         agreements=agreements or dict.fromkeys(measured, 0.99),
@@ -82,7 +86,7 @@ def contest(
         budget=budget or Budget(),
         layers=lambda name: layers,
     )
-    return winner, {f"{row.runtime} {row.precision}": row for row in rows}
+    return winner, {f"{row.runtime} {row.precision} {row.variant}".rstrip(): row for row in rows}
 
 
 def test_the_fastest_wins_and_a_slower_one_is_told_by_how_much_and_where_its_time_goes() -> None:
@@ -94,6 +98,14 @@ def test_the_fastest_wins_and_a_slower_one_is_told_by_how_much_and_where_its_tim
         "3 % slower here than ov fp32 [3, 3]; 71 % of its time is in softmax and layer norm, unquantized"
     )
     assert [row.chosen for row in rows.values()] == [True, False]
+
+
+def test_rungs_of_one_precision_are_told_apart() -> None:
+    winner, rows = contest({"ov int8 linears": measurement(10), "ov int8 all": measurement(8)})
+
+    assert winner == "ov int8 all"
+    assert set(rows) == {"ov int8 linears", "ov int8 all"}
+    assert "slower here than ov int8 all" in rows["ov int8 linears"].reason
 
 
 def test_a_later_candidate_wins_only_beyond_noise() -> None:

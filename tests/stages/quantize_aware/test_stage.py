@@ -25,6 +25,7 @@ from stages.vit.files import load_model, load_spec, save_model
 from stages.vit.spec import ViTSpec
 from targets.errors import InputError
 from targets.preprocess import Preprocess, normalise
+from targets.runtimes.widen import tensor_types
 from targets.worker import Worker
 
 pytestmark = pytest.mark.slow
@@ -211,6 +212,24 @@ print([name for name in ("onnxruntime", "openvino", "openvino_telemetry") if sys
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
 
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+def test_what_is_not_quantized_is_fp16_where_it_is_asked_for(run: Callable[..., Any], tmp_path: Path) -> None:
+    ran = run(tmp_path, symmetric=True, rest="float16", images_seen=32)
+
+    made = onnx.load(ran.graph)
+    onnx.checker.check_model(made, full_check=True)
+    types = tensor_types(made)
+    products = [node for node in made.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    assert {types[name] for node in products for name in node.input[:2]} == {onnx.TensorProto.FLOAT16}
+    assert {one.type.tensor_type.elem_type for one in (*made.graph.input, *made.graph.output)} == {
+        onnx.TensorProto.FLOAT
+    }
+    facts = ran.result.facts
+    assert (facts["rest"], facts["rest_kept_float"]) == ("float16", [])
+    assert facts["judged"].startswith("emulation that rounds to float16")
+    assert facts["products"]["int8"] > 0
+    assert facts["agreement"] > facts[facts["kept"]]["agreement"] - 0.1
 
 
 def test_models_that_merge_tokens_are_refused(run: Callable[..., Any], model: Path, tmp_path: Path) -> None:
