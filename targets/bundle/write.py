@@ -22,6 +22,7 @@ from targets.bundle.run import FORMAT, MANIFEST, SUMS, sums_text
 from targets.errors import InputError, StoreError
 from targets.preprocess import Preprocess
 from targets.runtimes.engine import ENGINE_FILE, read_engine, verify_files
+from targets.runtimes.own import own_table
 
 LICENCE = "not stated; that of the source model's weights holds"
 CARD = "card.json"
@@ -105,14 +106,15 @@ def written_files(
 ) -> dict[str, str]:
     """What a bundle holds as words, by name: model card and commands. engine: engine.json, or what is planned."""
     found: dict[str, str | None] = {"README.md": model_card(manifest, card)}
+    runtime = manifest.runtime
     if manifest.engine_sha256 is None:
         found[BUILD_SCRIPT] = build_script(
-            manifest.runtime,
+            runtime,
             inputs=manifest.inputs,
             batch=manifest.batch,
             versions=manifest.version,
             precision=manifest.precision,
-            options=engine.get("options"),
+            options={name: one for name, one in (engine.get("options") or {}).items() if name in own_table(runtime)},
         )
     found[REPRODUCE_SCRIPT] = reproduce_script(manifest, engine=engine, open_dimension=_open_dimension(onnx))
     return {name: text for name, text in found.items() if text is not None}

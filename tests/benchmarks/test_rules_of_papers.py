@@ -60,7 +60,7 @@ def test_corp_ranks_by_energy_and_looks_at_no_column_of_fc2(model: tuple[ViT, Vi
     source, spec = model
     with torch.no_grad():
         source.blocks[0].mlp.fc1.weight[:12] *= 10
-        source.blocks[0].mlp.fc1.bias[:12] += 10
+        source.blocks[0].mlp.fc1.bias[:12] += 100
         source.blocks[0].mlp.fc2.weight[:, 12:] *= 100
 
     pruned, _ = corp_mlps(source, spec, 0.5, batches)
