@@ -36,7 +36,8 @@ def trend(one: SeriesReport) -> Markup:
     def height(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (scaled(metric, value) - low) / (high - low)
 
-    for tick in list(Axis(low, high).ticks())[:6]:
+    most = 100.0 if unit == "%" else float("inf")  # room above a full share, and no number there
+    for tick in [one for one in list(Axis(low, high).ticks())[:6] if one <= most]:
         y = BOTTOM - (BOTTOM - TOP) * (tick - low) / (high - low)
         line(svg, LEFT, RIGHT, y, y, "grid")
         write(svg, LEFT - 0.8, y + 4, _short(tick, high - low), "end")
