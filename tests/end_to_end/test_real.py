@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.report.record import Report
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(1800)]  # minutes on slow machines
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(1800)]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parents[2]

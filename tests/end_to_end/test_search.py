@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.report.record import Report
 
-pytestmark = [pytest.mark.slow, pytest.mark.serial]
+pytestmark = [pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(1800)]
 
 RECIPE = """\
 vitrim: 1
