@@ -48,7 +48,7 @@ def recipe(tmp_path: Path) -> Path:
 def vitrim(tmp_path: Path) -> Run:
     """Run the command line in a process of its own, with a store of its own."""
 
-    def run(*words: str | Path, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str | Path, timeout: float = 1200, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "pipeline", *map(str, words)],
             capture_output=True,
