@@ -31,8 +31,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "modle": ({}, "modle: unknown key; did you mean 'model'?"),
     "text": (
         "x",
-        "text: unknown key; known: budget, data, measure, model, name, runtime_options, runtimes, seed, steps, targets, "
-        "vitrim",
+        "text: unknown key; known: budget, data, measure, model, name, runtime_options, runtimes, seed, steps, "
+        "targets, vitrim",
     ),
     "model.image_size": (
         "big",
