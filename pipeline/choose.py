@@ -49,7 +49,12 @@ class Choice(Record):
         told = searched or {}
         here = {name_of(row) for row in self.rows}
         lost = [
-            row.model_copy(update={"reason": told.get(name_of(row), f"of the unpruned engines: {row.reason}")})
+            row.model_copy(
+                update={
+                    "chosen": False,  # the first pair was, before another one lost less
+                    "reason": told.get(name_of(row), f"of the unpruned engines: {row.reason}"),
+                }
+            )
             for row in unpruned.rows
             if name_of(row) not in here
         ]

@@ -80,6 +80,7 @@ def test_whoever_lost_before_the_search_or_in_it_is_told_with_the_reason() -> No
         ("openvino", "int8", "searched, too: it loses more"),
         ("onnxruntime", "int8", "of the unpruned engines: agrees on 40 %"),
     ]
+    assert [one.chosen for one in told.rows] == [True, False, False]
 
 
 def test_of_two_that_were_built_after_a_search_each_keeps_its_own_reason() -> None:
