@@ -34,11 +34,11 @@ demo: setup ## the main job on an embedded model: train, prune, repair, distil, 
 	$(BIN)/vitrim demo --output out/demo
 
 test: setup-dev system ## run every test; ends with a table of what was skipped and why
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not serial"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not serial"
 	$(BIN)/python -m pytest -m serial -p no:randomly
 
 test-fast: setup-dev ## run the tests that take less than ten seconds each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not serial and not slow and not real"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not serial and not slow and not real"
 
 check: setup-dev ## format, lint, types, import contracts, schemas, results page: what CI demands besides the tests
 	$(BIN)/ruff format --check .

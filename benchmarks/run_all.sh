@@ -13,4 +13,4 @@ for script in mlp_pruning attention_pruning width_pruning attention_removal toke
     fi
 done
 echo "== end_to_end, vit_tiny_auto"
-"$python" benchmarks/end_to_end.py --recipe recipes/vit_tiny_auto.yaml
+"$python" benchmarks/end_to_end.py --recipe recipes/vit_tiny_auto.yaml --set budget.latency_ratio=0.6

@@ -209,7 +209,7 @@ class _TargetBuild(TargetWork):
         first, others = pairs_of(choice)
         decisions = {first.name: self._searched(first.name, lazy)}
         found = decisions[first.name]
-        other = worth_a_search(first, found, others) if self._search_step().search.pairs > 1 else None
+        other = worth_a_search(first, found, others) if self._search_step()[2].search.pairs > 1 else None
         won, goes_on = first, {first.name}
         if other is not None:
             with suppress(InputError):  # no shapes of it are that fast
@@ -223,28 +223,27 @@ class _TargetBuild(TargetWork):
     def _searched(self, name: str, lazy: Reference, *, at_most: float | None = None) -> "Decision":
         """Search the shapes for one candidate. at_most: share of its unpruned time that is allowed, if less."""
         candidate = next(one for one in self.target.candidates if one.name == name)
-        step = searched_step(self.plan)
-        assert step is not None and step.previous is not None  # noqa: PT018
-        self.runner.bring(step.previous)
+        step, model, options = self._search_step()
+        self.runner.bring(model)
         bench = Workbench(
             planner=Planner(self.plan.recipe, self.plan.images),
             runner=self.runner,
             target=self.target,
             candidate=candidate,
-            spec=_vit(self.spec_of(step.previous)),
-            search=self._search_step().search,
+            spec=_vit(self.spec_of(model)),
+            search=options.search,
             later=reshaping_after(self.plan, step),
             inputs=lambda preprocess: lazy.pixels_as(preprocess).inputs(max(INPUTS, candidate.batch)),
             reuse=self.reuse,
         )
-        return Search(bench=bench, model=step.previous, step=step, at_most=at_most).run(self.check)
+        return Search(bench=bench, model=model, step=step, at_most=at_most).run(self.check)
 
-    def _search_step(self) -> PruneOptions:
-        """What the recipe says of the search."""
+    def _search_step(self) -> tuple[PlannedStep, PlannedStep, PruneOptions]:
+        """The step that leaves its shapes to a search, the step before it, and what the recipe says of it."""
         step = searched_step(self.plan)
         if step is None or step.previous is None or not isinstance(step.options, PruneOptions):
             raise RuntimeError("a search needs a step that leaves its shapes to it")
-        return step.options
+        return step, step.previous, step.options
 
     # Validating.
 

@@ -108,6 +108,7 @@ class TargetWork:
     ) -> Report:
         """Write report and bundle of a target into its folder."""
         from pipeline.bundling import write_bundle_of
+        from pipeline.held import expected_of
         from pipeline.report.files import write_report
 
         report = compose(built)
@@ -121,6 +122,7 @@ class TargetWork:
             spec_folder=described,
             profile=away,
             options=getattr(built.winner, "options", None),
+            expected=expected_of(self.target.budget, report.accuracy, built.validation.per_image),
         )
         return report
 

@@ -12,6 +12,7 @@ from targets.bundle.write import write_bundle
 if TYPE_CHECKING:
     from pipeline.report.record import Report
     from stages.artifact import Artifact
+    from targets.bundle.expected import Expected
     from targets.profile import TargetProfile
 
 
@@ -24,11 +25,12 @@ def write_bundle_of(
     spec_folder: Path,
     profile: "TargetProfile | None" = None,
     options: Mapping[str, Any] | None = None,
+    expected: "Expected | None" = None,
 ) -> None:
     """Write the bundle of a report's engine: engine, portable graph, preprocessing, labels, run.py, model card.
 
     engine: None where the board builds it. profile: the target, where it is not at hand. options: of the runtime's own,
-    with which the board builds.
+    with which the board builds. expected: what it can be held against again.
     """
     target = report.target
     planned = {
@@ -46,6 +48,7 @@ def write_bundle_of(
         card=_card(report),
         planned=planned,
         target=profile.model_dump(mode="json") if profile else None,
+        expected=expected,
     )
 
 
@@ -70,6 +73,7 @@ def _write(
     card: dict[str, Any],
     planned: Mapping[str, Any] | None = None,
     target: Mapping[str, Any] | None = None,
+    expected: "Expected | None" = None,
 ) -> None:
     spec = read_described(spec_folder)
     labels_file = spec_folder / "labels.json"
@@ -91,6 +95,7 @@ def _write(
         },
         planned=planned,
         target=target,
+        expected=expected,
     )
 
 

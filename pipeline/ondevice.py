@@ -5,38 +5,28 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from pipeline.again import build_again
+from pipeline.held import against_build
+from pipeline.told import accuracy_told, check_labelled, latency_told, swept
 from targets.bundle.verify import verify_bundle
 from targets.devices.device import Device, Session
 from targets.devices.job import Job, JobEngine, JobResult
 from targets.errors import InputError, StageError
 from targets.measure.procedure import Level
 from targets.preprocess import Preprocess
-from targets.runtimes.own import own_table
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.answers import Tell
     from stages.data.images import ImageSet
+    from targets.measure.measurement import Measurement
 
 SHARD_IMAGES = 512
 """of one file; what was pushed is not pushed again"""
 TIMED_IMAGES = 16
-SAME = ("hint", "streams")
-"""options that an engine is built anew with as the bundle's was"""
-BATCHES = ("batch_min", "batch_max")
-"""options of a runtime that are of one batch size"""
-SWEPT = (
-    "batch",
-    "latency_p50_ms",
-    "latency_p90_ms",
-    "latency_p99_ms",
-    "throughput_ips",
-    "requests",
-    "joules_per_image",
-    "throttled",
-)
-"""what is told of each batch size"""
 BUILD_SECONDS = 3600
 """that the builds of one engine may take; those of others come on top"""
 ANSWERS_PER_SECOND = 1.0
@@ -128,12 +118,15 @@ def prepare_job(
             tell(f"copying images for {role}", None)
             pushed[key] = session.push(shards)
         tell(f"copying the bundle of {role}", None)
+        again = build_again(folder, manifests[role])
         engines[role] = JobEngine(
             source=session.push(folder),
             runtime=manifests[role]["runtime"],
             precision=manifests[role]["precision"],
             build=build or int(manifests[role]["batch"]) != size,
-            options=_options(folder),
+            threads=threads or again.threads,
+            options=again.options,
+            at_load=again.at_load,
             images=pushed[key],
         )
     count = len(images) if images is not None else 0
@@ -165,10 +158,7 @@ def validate_on_device(
 
     manifest = read_bundle(bundle)
     own = int(manifest["batch"])
-    if images is not None and images.labels is not None and manifest["output"]["kind"] == "logits":
-        from stages.data.images import check_labels
-
-        check_labels(images, manifest["output"]["size"])
+    check_labelled(images, manifest["output"])
     results: dict[int, JobResult] = {}
     told: dict[str, Any] = {}
     with TemporaryDirectory(prefix="vitrim-answers-") as folder:
@@ -187,12 +177,12 @@ def validate_on_device(
             )
         told = _told(bundle, manifest, results[own])
         if batches:
-            told["batches"] = [
-                {name: value for name, value in _latency(results[batch]).items() if name in SWEPT}
-                for batch in sorted(set(batches))
-            ]
+            told["batches"] = [swept(_latency(results[batch])) for batch in sorted(set(batches))]
+        top1 = None
         if images is not None:
-            told |= _accuracy(results[own], images)
+            found, top1 = accuracy_told(images, _answers(results[own]), manifest["output"]["kind"])
+            told |= found
+        told |= against_build(bundle, measurement=_measurement(results[own]), images=images, answers=top1)
     gone = {"roles": {"engine": results[own].roles["engine"].replace(answers=None)}}
     return told, [results[own].replace(**gone), *(one for batch, one in results.items() if batch != own)]
 
@@ -227,19 +217,6 @@ def write_shards(folder: Path, images: "ImageSet | None", preprocess: Preprocess
     return folder
 
 
-def _options(bundle: Path) -> dict[str, Any]:
-    """How the bundle's engine was built, beside precision, batch and threads."""
-    file = bundle / "engine" / "engine.json"
-    return options_again(json.loads(file.read_text())) if file.is_file() else {}
-
-
-def options_again(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that an engine is built with once more, perhaps for another batch size. engine: its engine.json."""
-    options = engine["options"]
-    names = [*SAME, *(name for name in own_table(engine["runtime"]) if name not in BATCHES)]
-    return {name: options[name] for name in names if options.get(name) is not None}
-
-
 def _told(bundle: Path, manifest: Mapping[str, Any], result: JobResult) -> dict[str, Any]:
     engine = result.roles["engine"]
     before, after = result.health
@@ -260,38 +237,24 @@ def _told(bundle: Path, manifest: Mapping[str, Any], result: JobResult) -> dict[
     }
 
 
+def _measurement(result: JobResult) -> "Measurement":
+    assert result.comparison is not None
+    return result.comparison.measurements["engine"]
+
+
 def _latency(result: JobResult) -> dict[str, Any]:
     from pipeline.report.compose import figures
 
-    assert result.comparison is not None
-    found = figures(result.comparison.measurements["engine"])
-    hint = result.roles["engine"].engine.get("at_load", {}).get("hint")
-    return {
-        "batch": result.comparison.measurements["engine"].batch,
-        "latency_p50_ms": round(found.p50, 3),
-        "latency_p50_ms_ci95": [round(edge, 3) for edge in found.ci95],
-        "latency_p90_ms": None if found.p90 is None else round(found.p90, 3),
-        "latency_p99_ms": None if found.p99 is None else round(found.p99, 3),
-        "throughput_ips": None
-        if hint == "throughput" or found.throughput_ips is None
-        else round(found.throughput_ips, 2),
-        "mean_power_w": {one.scope: round(one.mean_power_w, 2) for one in found.energy} or None,
-        "joules_per_image": {one.scope: round(one.joules_per_image, 4) for one in found.energy} or None,
-        "energy_note": found.energy_note,
-        "peak_gpu_memory_bytes": found.peak_gpu_memory_bytes,
-        "queries": found.queries,
-        "processes": found.processes,
-        "stable": found.stable,
-        "throttled": list(found.throttled),
-    }
+    measurement = _measurement(result)
+    found = figures(measurement)
+    many = result.roles["engine"].engine.get("at_load", {}).get("hint") == "throughput"
+    return latency_told(found, batch=measurement.batch, throughput_ips=None if many else found.throughput_ips)
 
 
-def _accuracy(result: JobResult, images: "ImageSet") -> dict[str, Any]:
+def _answers(result: JobResult) -> "NDArray[Any]":
     import numpy as np
 
     path = result.roles["engine"].answers
     assert path is not None
-    answers = cast("np.typing.NDArray[np.float32]", np.load(path, allow_pickle=False))
-    if images.labels is None:
-        return {"images": len(images), "accuracy": "not measured: the images have no labels"}
-    return {"images": len(images), "top1": round(float((answers.argmax(axis=1) == images.labels).mean()), 4)}
+    answers: NDArray[Any] = np.load(path, allow_pickle=False)
+    return answers

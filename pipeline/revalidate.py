@@ -7,23 +7,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from pipeline.again import build_again
 from pipeline.answers import Tell, engine_answers
 from pipeline.compare.entry import ON_CPU
-from pipeline.ondevice import BATCHES, SWEPT, options_again, read_bundle
+from pipeline.held import against_build
+from pipeline.ondevice import read_bundle
 from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.compose import figures
-from stages.data.images import ImageSet, check_labels, open_images
+from pipeline.told import accuracy_told, check_labelled, latency_told, swept
+from stages.data.images import ImageSet, open_images
 from stages.data.source import DataSource
 from stages.stage import Role
 from targets.errors import InputError
 from targets.measure.measurement import Arrivals, Level
 from targets.preprocess import Preprocess
-from targets.runtimes.own import own_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from targets.devices.job import JobResult
+    from targets.measure.measurement import Measurement
 
 LEVELS = ("quick", "full")
 
@@ -71,26 +74,25 @@ def revalidate(
     source = _source(recipe, images, labels)
     with TemporaryDirectory(prefix="vitrim-validate-") as folder:
         evaluate = open_images(source, Role.EVALUATE, index_cache=None) if source else None
+        check_labelled(evaluate, manifest["output"])
         own = int(manifest["batch"])
         engines = {own: bundle / "engine", **_other_engines(bundle, manifest, set(batches) - {own}, Path(folder))}
         inputs = _inputs(max(INPUTS, *engines), preprocess, evaluate, Path(folder))
         asked = cast(Level, level)
-        told |= _latency(engines[own], own, inputs, asked)
+        measured = {batch: _measured(engine, batch, inputs, asked) for batch, engine in engines.items()}
+        rows = {batch: _latency(engines[batch], batch, inputs, asked, one) for batch, one in measured.items()}
+        told |= rows[own]
         if batches:
-            told["batches"] = [
-                {
-                    name: value
-                    for name, value in (
-                        told if batch == own else _latency(engines[batch], batch, inputs, asked)
-                    ).items()
-                    if name in SWEPT
-                }
-                for batch in sorted(set(batches))
-            ]
+            told["batches"] = [swept(rows[batch]) for batch in sorted(set(batches))]
         if rate_ips is not None:
             told["open_loop"] = _open_loop(engines[own], own, inputs, asked, rate_ips, cast(Arrivals, arrivals))
+        top1 = None
         if evaluate is not None:
-            told |= _accuracy(bundle, preprocess, evaluate, Path(folder))
+            pixels = Pixels.of(evaluate, preprocess, Path(folder))
+            answers = engine_answers(bundle / "engine", pixels, tell=lambda message, share: None)
+            found, top1 = accuracy_told(evaluate, answers, manifest["output"]["kind"])
+            told |= found
+        told |= against_build(bundle, measurement=measured[own], images=evaluate, answers=top1)
     return told
 
 
@@ -167,8 +169,7 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
 
     if not batches:
         return {}
-    told = json.loads((bundle / "engine" / "engine.json").read_text())
-    own = [name for name in own_table(manifest["runtime"]) if name not in BATCHES]
+    again = build_again(bundle, manifest)
     found = {}
     with Worker() as worker:
         for batch in sorted(batches):
@@ -180,9 +181,9 @@ def _other_engines(bundle: Path, manifest: dict[str, Any], batches: set[int], fo
                 runtime=manifest["runtime"],
                 precision=manifest["precision"],
                 batch=batch,
-                threads=told["options"].get("threads"),
-                more=options_again(told),
-                at_load={name: one for name, one in told.get("at_load", {}).items() if name in (*own, "cores")},
+                threads=again.threads,
+                more=again.options,
+                at_load=again.at_load,
             )
     return found
 
@@ -200,29 +201,16 @@ def _inputs(count: int, preprocess: Preprocess, images: ImageSet | None, folder:
     return normalise(pixels, preprocess)
 
 
-def _latency(engine: Path, batch: int, inputs: "NDArray[Any]", level: Level) -> dict[str, Any]:
+def _measured(engine: Path, batch: int, inputs: "NDArray[Any]", level: Level) -> "Measurement":
     from targets.measure.latency import EngineUnderTest, compare
 
-    comparison = compare({"engine": EngineUnderTest(folder=engine, batch=batch)}, inputs, level=level)
-    found = figures(comparison.measurements["engine"])
+    return compare({"engine": EngineUnderTest(folder=engine, batch=batch)}, inputs, level=level).measurements["engine"]
+
+
+def _latency(engine: Path, batch: int, inputs: "NDArray[Any]", level: Level, measured: "Measurement") -> dict[str, Any]:
+    found = figures(measured)
     requests, rate = _throughput(engine, batch, inputs, level, alone_ips=found.throughput_ips)
-    return {
-        "batch": batch,
-        "latency_p50_ms": round(found.p50, 3),
-        "latency_p50_ms_ci95": [round(edge, 3) for edge in found.ci95],
-        "latency_p90_ms": None if found.p90 is None else round(found.p90, 3),
-        "latency_p99_ms": None if found.p99 is None else round(found.p99, 3),
-        "throughput_ips": None if rate is None else round(rate, 2),
-        "requests": requests,
-        "mean_power_w": {one.scope: round(one.mean_power_w, 2) for one in found.energy} or None,
-        "joules_per_image": {one.scope: round(one.joules_per_image, 4) for one in found.energy} or None,
-        "energy_note": found.energy_note,
-        "peak_gpu_memory_bytes": found.peak_gpu_memory_bytes,
-        "queries": found.queries,
-        "processes": found.processes,
-        "stable": found.stable,
-        "throttled": list(found.throttled),
-    }
+    return {**latency_told(found, batch=batch, throughput_ips=rate), "requests": requests}
 
 
 def _throughput(
@@ -249,12 +237,3 @@ def _open_loop(
     )
     found = open_loop_figures(measured)
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
-
-
-def _accuracy(bundle: Path, preprocess: Preprocess, images: ImageSet, folder: Path) -> dict[str, Any]:
-    answers = engine_answers(bundle / "engine", Pixels.of(images, preprocess, folder), tell=lambda message, share: None)
-    told = {"images": len(images), "images_digest": images.fingerprint}
-    if images.labels is None:
-        return {**told, "accuracy": "not measured: the images have no labels"}
-    check_labels(images, answers.shape[1])
-    return {**told, "top1": round(float((answers.argmax(axis=1) == images.labels).mean()), 4)}

@@ -23,6 +23,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     from stages.artifact import Manifest
     from stages.graph.card import GraphCard
     from stages.vit.spec import ViTSpec
+    from targets.bundle.expected import Expected
     from targets.devices.job import JobResult
     from targets.measure.measurement import Comparison
     from targets.measure.open_loop import OpenLoop
@@ -38,6 +39,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "device_result": JobResult,
         "validation": Validation,
         "report": Report,
+        "expected": Expected,
         "night": Night,
         "night_report": NightReport,
     }

@@ -88,6 +88,13 @@ def compare_features(
     return accuracy.replace(agreement=float(shared.mean()), feature_cosine=cosine)
 
 
+def compare_right(
+    metric: str, baseline_right: "Booleans", engine_right: "Booleans", *, budget_points: float | None = None
+) -> Accuracy:
+    """Compare by which images are answered right, [N] each, in the same order."""
+    return _accuracy_of_right(metric, baseline_right, engine_right, budget_points)
+
+
 def compare_scores(
     metric: str, baseline: "Floats", engine: "Floats", *, budget_points: float | None = None
 ) -> Accuracy:

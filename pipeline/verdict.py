@@ -4,11 +4,11 @@ An interval decides, not a value: within when all of it is inside the budget, ov
 undecided. A figure that has no interval by its nature (a size, a percentile that is already a bound) decides by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pipeline.report import figures
-from pipeline.report.record import Accuracy, BudgetCheck, Latency, Parity, Status, Verdict
+from pipeline.report.record import Accuracy, BudgetCheck, Latency, LatencyFigures, Parity, Status, Verdict
 from targets.profile import Budget
 
 WORST_FIRST: tuple[Status, ...] = ("failed", "over", "undecided", "not_measured", "within")
@@ -48,22 +48,19 @@ def judge(
     never_ran: why the engine did not run, for a target that is not at hand. broken: what the target's profile demands
     of layers and did not happen.
     """
-    checks = [
-        check
-        for check in (
-            _accuracy(budget.accuracy_drop_points, accuracy),
-            _latency_p50(budget.latency_p50_ms, latency),
-            _latency_p99(budget.latency_p99_ms, latency),
-            _latency_ratio(budget.latency_ratio, latency),
-            _check("memory_bytes", budget.memory_bytes, memory_bytes),
-            _check("engine_bytes", budget.engine_bytes, engine_bytes),
-            _check("parameters", budget.parameters, parameters),
-            _check("macs", budget.macs, macs),
-            _metered("power_w", budget.power_w, latency),
-            _metered("energy_mj", budget.energy_mj, latency),
-        )
-        if check is not None
-    ]
+    checks = _told(
+        *engine_checks(
+            budget,
+            accuracy=accuracy,
+            engine=latency.engine if latency is not None else None,
+            level=latency.level if latency else "",
+            memory_bytes=memory_bytes,
+        ),
+        _latency_ratio(budget.latency_ratio, latency),
+        _check("engine_bytes", budget.engine_bytes, engine_bytes),
+        _check("parameters", budget.parameters, parameters),
+        _check("macs", budget.macs, macs),
+    )
     if never_ran:
         checks = [check if check.value is not None else check.replace(note=check.note or NEVER_RAN) for check in checks]
     found: list[Status] = [check.status for check in checks] or ["not_measured"]
@@ -77,6 +74,32 @@ def judge(
         sentence=_sentence(status, checks, accuracy, latency, parity, baseline_runtime, never_ran, broken),
         checks=tuple(checks),
     )
+
+
+def engine_checks(
+    budget: Budget, *, accuracy: Accuracy | None, engine: LatencyFigures | None, level: str, memory_bytes: float | None
+) -> list[BudgetCheck]:
+    """What can be judged of an engine alone, on whatever machine it ran: accuracy, latency, memory, power, energy."""
+    return _told(
+        _accuracy(budget.accuracy_drop_points, accuracy),
+        _latency_p50(budget.latency_p50_ms, engine),
+        _latency_p99(budget.latency_p99_ms, engine, level),
+        _check("memory_bytes", budget.memory_bytes, memory_bytes),
+        _metered("power_w", budget.power_w, engine),
+        _metered("energy_mj", budget.energy_mj, engine),
+    )
+
+
+def judge_engine(
+    budget: Budget, *, accuracy: Accuracy | None, engine: LatencyFigures, level: str, memory_bytes: float | None
+) -> Verdict | None:
+    """The same for an engine alone, measured again; None where nothing of it has a limit."""
+    checks = engine_checks(budget, accuracy=accuracy, engine=engine, level=level, memory_bytes=memory_bytes)
+    if not checks:
+        return None
+    status = min((check.status for check in checks), key=WORST_FIRST.index)
+    clauses = "; ".join(_clause(check, accuracy) for check in checks if check.status == status)
+    return Verdict(status=status, sentence=f"{figures.STATUS_WORDS[status]}: {clauses}", checks=tuple(checks))
 
 
 def exit_code(status: Status, *, strict: bool = False) -> int:
@@ -104,36 +127,41 @@ def _accuracy(limit: float | None, accuracy: Accuracy | None) -> BudgetCheck | N
     )
 
 
-def _latency_p50(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
-    if latency is None:
+def _told(*checks: BudgetCheck | None) -> list[BudgetCheck]:
+    """Those that the budget has, in one order."""
+    return sorted((one for one in checks if one is not None), key=lambda check: list(UNITS).index(check.name))
+
+
+def _latency_p50(limit: float | None, engine: LatencyFigures | None) -> BudgetCheck | None:
+    if engine is None:
         return _check("latency_p50_ms", limit, None)
-    engine = latency.engine
-    return _timed("latency_p50_ms", limit, engine.p50, latency, "engine", interval=engine.ci95)
+    return _timed("latency_p50_ms", limit, engine.p50, {"engine": engine}, interval=engine.ci95)
 
 
-def _latency_p99(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
-    if latency is None:
+def _latency_p99(limit: float | None, engine: LatencyFigures | None, level: str) -> BudgetCheck | None:
+    if engine is None:
         return _check("latency_p99_ms", limit, None)
-    if latency.engine.p99 is None:
-        missing = f"level {latency.level}: {latency.engine.queries:,} queries back no p99"
-        return _check("latency_p99_ms", limit, None, note=missing)
-    return _timed("latency_p99_ms", limit, latency.engine.p99, latency, "engine")
+    if engine.p99 is None:
+        return _check("latency_p99_ms", limit, None, note=f"level {level}: {engine.queries:,} queries back no p99")
+    return _timed("latency_p99_ms", limit, engine.p99, {"engine": engine})
 
 
 def _latency_ratio(limit: float | None, latency: Latency | None) -> BudgetCheck | None:
     if latency is None:
         return _check("latency_ratio", limit, None)
-    return _timed("latency_ratio", limit, latency.ratio, latency, "unpruned", "engine", interval=latency.ratio_ci95)
+    both = {"unpruned": latency.unpruned, "engine": latency.engine}
+    return _timed("latency_ratio", limit, latency.ratio, both, interval=latency.ratio_ci95)
 
 
-def _metered(name: Literal["power_w", "energy_mj"], limit: float | None, latency: Latency | None) -> BudgetCheck | None:
+def _metered(
+    name: Literal["power_w", "energy_mj"], limit: float | None, engine: LatencyFigures | None
+) -> BudgetCheck | None:
     """Power or energy of the widest scope that was measured: a board's counts everything that its GPU's does."""
-    if latency is None or not latency.engine.energy:
-        note = (latency.engine.energy_note if latency else "") or "nothing tells power here"
-        return _check(name, limit, None, note=note)
-    used = latency.engine.energy[0]
+    if engine is None or not engine.energy:
+        return _check(name, limit, None, note=(engine.energy_note if engine else "") or "nothing tells power here")
+    used = engine.energy[0]
     value = used.mean_power_w if name == "power_w" else 1000 * used.joules_per_image
-    check = _timed(name, limit, value, latency, "engine")
+    check = _timed(name, limit, value, {"engine": engine})
     return check and check.replace(note="; ".join(filter(None, (f"of {used.covers}", check.note))))
 
 
@@ -141,16 +169,16 @@ def _timed(
     name: str,
     limit: float | None,
     value: float,
-    latency: Latency,
-    *roles: str,
+    measured: Mapping[str, LatencyFigures],
+    *,
     interval: tuple[float, float] | None = None,
 ) -> BudgetCheck | None:
-    """One line about time: undecided where the machine slowed itself down."""
-    reasons = sorted({word for role in roles for word in figures.figures_of(latency, role).throttled})
+    """One line about time: undecided where the machine slowed itself down. measured: what it is of, by role."""
+    reasons = sorted({word for one in measured.values() for word in one.throttled})
     if reasons:
         note = f"{THROTTLED} ({', '.join(reasons)}); measure again when it is cool"
         return _check(name, limit, value, interval=interval, note=note, status="undecided")
-    return _check(name, limit, value, interval=interval, note=_stability(latency, *roles))
+    return _check(name, limit, value, interval=interval, note=_stability(measured))
 
 
 def _check(
@@ -180,8 +208,8 @@ def _status(limit: float, value: float | None, interval: tuple[float, float] | N
     return "over" if low > limit else "undecided"
 
 
-def _stability(latency: Latency, *roles: str) -> str:
-    unstable = [role for role in roles if not figures.figures_of(latency, role).stable]
+def _stability(measured: Mapping[str, LatencyFigures]) -> str:
+    unstable = [role for role, one in measured.items() if not one.stable]
     return f"the warm-up of {' and '.join(unstable)} did not settle" if unstable else ""
 
 

@@ -95,7 +95,8 @@ def validate(
 ) -> None:
     """Measure a bundle anew, on this machine or a device.
 
-    Checks its files, times its engine, and reads its accuracy where labelled images are given.
+    Checks its files, times its engine, and reads its accuracy where images are given: with those of the build also the
+    drop from the source. Exit 1 where the budget of the build is not kept.
     """
     from rich.console import Console
 
@@ -140,6 +141,8 @@ def validate(
         console = Console()
         for name, value in _lines(told):
             console.print(f"{name:<22} {value}", highlight=False, markup=False)
+    if told.get("verdict", {}).get("status") == "over":
+        raise typer.Exit(1)
 
 
 def _teller(*, quiet: bool) -> "Callable[[str, float | None], None]":

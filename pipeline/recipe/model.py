@@ -16,12 +16,10 @@ from targets.measure.measurement import Level
 from targets.profile import Budget, RuntimeChoice, TargetProfile
 from targets.record import Record, digest_of
 from targets.runtimes.catalog import CATALOG as RUNTIMES
-from targets.runtimes.own import options_obstacle
+from targets.runtimes.own import BATCHES, options_obstacle
 
 IMPLIED = ("source", "source_onnx", "compile", "offers", "random_weights")
 """stages that are never written: `model` is what source is told, compile comes last, a search runs the others"""
-BATCHES = ("batch_min", "batch_max")
-"""options of runtimes that are held against a target's batch"""
 
 
 def known_stages() -> tuple[str, ...]:
@@ -123,6 +121,7 @@ class Recipe(Record):
         for runtime, options in given.items():
             if runtime not in RUNTIMES:
                 raise ValueError(str(UnknownNameError("runtime", runtime, RUNTIMES)))
+            # those of batches are held against a target's batch
             reason = options_obstacle(runtime, {name: one for name, one in options.items() if name not in BATCHES})
             if reason is not None:
                 raise ValueError(reason)

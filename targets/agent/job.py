@@ -122,8 +122,9 @@ class _Work:
         options = {
             "precision": wanted["precision"],
             "batch": self._job["batch"],
-            "threads": self._job["threads"],
+            "threads": wanted["threads"] or self._job["threads"],
             "more": wanted["options"],
+            "at_load": {**wanted["at_load"], **_weights(wanted, model)},
         }
         with self._worker() as worker:
             key = worker.engine_key(runtime=wanted["runtime"], source=wanted["source"], options=options)
@@ -253,3 +254,8 @@ def _stop_on_signals(limit_seconds: float) -> None:
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, limit_seconds)
     sys.stderr.flush()
+
+
+def _weights(wanted: dict[str, Any], model: Path) -> dict[str, str]:
+    """An engine without weights finds them in the graph that it was built from."""
+    return {"weights": str(model)} if wanted["options"].get("strip_weights") else {}

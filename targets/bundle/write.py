@@ -16,6 +16,8 @@ from typing import Any, Literal
 from targets.atomic import sha256_of, sync_folder, sync_tree
 from targets.bundle.board import BUILD_SCRIPT, build_script
 from targets.bundle.card import model_card
+from targets.bundle.expected import FILE as EXPECTED
+from targets.bundle.expected import Expected
 from targets.bundle.manifest import BundledFile, BundleManifest, Output, Tensor
 from targets.bundle.reproduce import REPRODUCE_SCRIPT, reproduce_script
 from targets.bundle.run import FORMAT, MANIFEST, SUMS, sums_text
@@ -42,12 +44,14 @@ def write_bundle(
     card: Mapping[str, Any],
     planned: Mapping[str, Any] | None = None,
     target: Mapping[str, Any] | None = None,
+    expected: Expected | None = None,
 ) -> BundleManifest:
     """Put engine, portable graph, preprocessing, labels, run.py and model card into a folder.
 
     engine: a folder with engine.json; None where the board builds it, then `planned` says its runtime, versions (a
     range), precision and batch. onnx: the graph that the engine was, or will be, built from. spec: the data of
     vit.json. target: the profile, for a board that is elsewhere; it becomes target.json.
+    expected: answers and budget of the build, which it can be held against again; it becomes expected.json.
     labels: a name for each class. card: the model card's figures, see `card.py`; also name, licence and provenance.
     An older bundle is replaced; until the very end it stays as it is. Raises InputError for a folder that holds
     something else or an engine that is damaged, StoreError where the disk is full or read-only.
@@ -90,6 +94,8 @@ def write_bundle(
         )
         if target is not None:
             _write(new / "target.json", json_text(dict(target)))
+        if expected is not None:
+            _write(new / EXPECTED, expected.model_dump_json(exclude_defaults=True) + "\n")
         _write(new / CARD, json_text(dict(card)))
         for name, text in written_files(manifest, card, engine=facts, onnx=onnx).items():
             _write(new / name, text)

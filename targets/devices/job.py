@@ -21,8 +21,12 @@ class JobEngine(Record):
     precision: str
     build: bool = False
     """build it anew from model.onnx; else only where there is no engine, or one that does not fit the board"""
+    threads: int | None = Field(default=None, gt=0)
+    """that it is built for; null: the job's"""
     options: dict[str, Any] = {}
     """of the build, that the runtime alone has"""
+    at_load: dict[str, Any] = {}
+    """of an engine that is built there: options that hold at every load, and `cores`"""
     images: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """its own, where its input has another size than the others'"""
     floor_ms: float | None = None

@@ -24,6 +24,8 @@ ELSEWHERE = {
     "weights": "it is the graph that the engine was built from",
 }
 """options that are set by something else -> by what"""
+BATCHES = ("batch_min", "batch_max")
+"""options that are of one batch size"""
 
 
 @dataclass(frozen=True)

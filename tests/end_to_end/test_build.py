@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.report.record import Report
 
-pytestmark = [pytest.mark.slow, pytest.mark.serial]
+pytestmark = [pytest.mark.slow]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.report.record import Report
 
-pytestmark = [pytest.mark.slow, pytest.mark.serial]
+pytestmark = [pytest.mark.slow]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = (

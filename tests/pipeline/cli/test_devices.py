@@ -11,15 +11,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from stages.data.images import open_images
+from stages.data.source import DataSource
+from stages.stage import Role
+from targets.bundle.expected import Expected
 from targets.bundle.write import write_bundle
 from targets.errors import InputError
 from targets.preprocess import Preprocess
+from targets.profile import Budget
 
 Command = Callable[..., Any]
 SIDE, CLASSES = 16, 10
 
 
-def make_bundle(folder: Path, *, runtime: str = "onnxruntime") -> Path:
+def make_bundle(folder: Path, *, runtime: str = "onnxruntime", expected: Expected | None = None) -> Path:
     """A bundle without an engine, as `vitrim build` writes it for a target that is not at hand."""
     folder.mkdir(parents=True)
     weight = np.random.default_rng(0).normal(size=(3 * SIDE * SIDE, CLASSES)).astype(np.float32)
@@ -41,6 +46,7 @@ def make_bundle(folder: Path, *, runtime: str = "onnxruntime") -> Path:
         labels=None,
         card={},
         planned={"runtime": runtime, "version": "", "precision": "fp32", "batch": 1},
+        expected=expected,
     )
     return folder / "bundle"
 
@@ -89,6 +95,33 @@ def test_a_device_finishes_a_bundle_that_has_no_engine(command: Command, devices
     assert kept == told
     assert record["comparison"]["measurements"]["engine"]["engine_sha256"] == told["engine_sha256"]
     assert record["environment"]["power_mode"] == "15W"
+
+
+def test_the_budget_of_the_build_is_held_against_what_the_board_did(
+    command: Command, devices: Path, tmp_path: Path
+) -> None:
+    folder = make_images(tmp_path / "images")
+    images = open_images(DataSource(images=folder), Role.EVALUATE, index_cache=None)
+    assert images.labels is not None
+    right = tuple(map(int, images.labels))
+    expected = Expected(
+        budget=Budget(accuracy_drop_points=30, latency_p50_ms=1.5),
+        metric="top1",
+        images_digest=images.fingerprint,
+        baseline=right,
+        engine=(0, *right[1:-1], 0),  # of a proxy, which was wrong once
+        label=right,
+    )
+    bundle = make_bundle(tmp_path / "made", expected=expected)
+
+    answer = command("validate", bundle, "--device", "sham", "--devices", devices, "--images", folder, "--json")
+
+    told = json.loads(answer.out)
+    assert (told["source_top1"], told["drop_points"], told["answered_otherwise"]) == (1.0, 0.0, 1)
+    assert told["verdict"]["status"] == "over"
+    assert "latency p50" in told["verdict"]["sentence"]
+    assert "of at most 1.5" in told["verdict"]["sentence"]
+    assert answer.code == 1
 
 
 def test_an_engine_that_was_built_before_is_taken_again_but_measured_anew(

@@ -13,7 +13,7 @@ from torch import nn
 
 from stages.prune_mlp.options import PruneMlpOptions, reshaped
 from stages.vit import timm_eva
-from stages.vit.counts import count_params, params_by_part
+from stages.vit.counts import count_macs, count_params, params_by_part
 from stages.vit.files import build_empty, load_model, save_model
 from stages.vit.spec import ViTSpec
 from stages.vit.timm_reader import read_spec, read_timm
@@ -180,6 +180,20 @@ def test_sizes_before_and_after_are_the_papers(name: str) -> None:
     assert round(count_params(spec) / 1e6, digits) == before
     assert round(count_params(pruned) / 1e6, digits) == after
     assert {block.mlp_width for block in pruned.blocks} == {spec.width}
+
+
+@pytest.mark.parametrize(("r", "params", "macs"), [(None, 7526.8, 1950), (1, 3231.3, 846), (2, 4305.1, 1122)])
+def test_a_tower_like_eva_clip_8b_shrinks_as_in_the_paper(r: int | None, params: float, macs: float) -> None:
+    """In millions of parameters, and billions of multiply-accumulates at 224 px; timm has no model of this name."""
+    shape: dict[str, Any] = {"patch_size": 14, "embed_dim": 4096, "depth": 32, "num_heads": 32, "mlp_ratio": 5.0}
+    with torch.device("meta"):
+        tower = Eva(img_size=224, num_classes=1280, norm_layer=RmsNorm, global_pool="token", **shape)
+        spec = read_spec(tower, name="eva_clip_8b")
+    if r is not None:
+        spec = reshaped(PruneMlpOptions(method="dgmr", r=r, repair="none"), spec)
+
+    assert count_params(spec) / 1e6 == pytest.approx(params, rel=2e-4)
+    assert count_macs(spec) / 1e9 == pytest.approx(macs, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ["vit_giant_patch14_clip_224", "vit_giant_patch14_dinov2"])
