@@ -103,10 +103,16 @@ class LatencyTable(Record):
 
 @dataclass(frozen=True)
 class Correction:
-    """T = a + b * sum, through whole models that were measured."""
+    """T = a + b * sum, through whole models that were measured.
+
+    What does not shrink with the parts takes no negative time: where a is negative, the line holds down to the least
+    sum that was measured, and below it T falls in proportion.
+    """
 
     a: float = 0.0
     b: float = 1.0
+    least: float = 0.0
+    """sum of the smallest model that was measured"""
 
     @classmethod
     def through(cls, points: Sequence[tuple[float, float]]) -> "Correction":
@@ -121,18 +127,22 @@ class Correction:
         dx, dy = at[:-1, 0] - last_sum, at[:-1, 1] - last
         slope = float(dx @ dy / (dx @ dx)) if (dx @ dx) > 0 else 0.0
         proportional = float(last / last_sum)
-        if slope <= 0:
-            return cls(0.0, proportional)
         # Points near each other make a line of noise, along which the next choice would leap far beside the mark.
-        slope = min(max(slope, 0.5 * proportional), 2 * proportional)
-        return cls(float(last - slope * last_sum), slope)
+        slope = min(max(slope, 0.5 * proportional), 2 * proportional) if slope > 0 else 0.0
+        found = cls(float(last - slope * last_sum), slope, float(at[:, 0].min()))
+        return found if slope > 0 and found.a + found.b * found.least > 0 else cls(0.0, proportional)
 
     def measured(self, total: float) -> float:
         """What an engine will take whose parts sum to this."""
+        if self.a < 0 and total < self.least:
+            return (self.a + self.b * self.least) * total / self.least
         return self.a + self.b * total
 
     def allowed(self, limit: float) -> float:
         """What the parts may sum to for an engine that takes so long."""
+        at_least = self.a + self.b * self.least
+        if self.a < 0 and limit < at_least:
+            return limit * self.least / at_least
         return (limit - self.a) / self.b
 
 

@@ -1,7 +1,8 @@
 """Which pairs of runtime and precision a search is for, and which of them wins. Pure.
 
 The pair whose unpruned engine is the fastest goes first. Another one is slower, so at the same milliseconds more of it
-has to go; it can win only where its precision loses less by itself than the first pair loses altogether.
+has to go; it can win only where its precision loses less by itself than the first pair loses altogether. How much more
+would go is estimated by the first pair's own curve of loss against time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.search.record import Decision
 
+BENEFIT = 0.5
+"""share of a foretold loss that counts: another runtime's times may fall faster than the first one's"""
 UNITS = {"kl_nats": "nats of KL divergence", "feature_error": "of the features' energy"}
 
 
@@ -30,8 +33,17 @@ def worth_a_search(first: Pair, found: Decision, others: Sequence[Pair]) -> Pair
     """
     if "latency" not in found.limits:
         return None
-    open_ones = [one for one in others if one.loss < first.loss + found.loss]
+    reached = first.loss + found.loss
+    open_ones = [one for one in others if one.loss + BENEFIT * foretold(first, found, one) < reached]
     return min(open_ones, key=lambda one: one.p50_ms, default=None)
+
+
+def foretold(first: Pair, found: Decision, other: Pair) -> float:
+    """Loss of pruning at which the first pair would be as fast as the other one has to become, by its own curve."""
+    share = as_fast(first, found, other)
+    whole = [one.loss for one in found.grounds if one.ratio is not None and one.ratio <= share]
+    pruned = [one.loss for one in found.pareto if one.ratio <= share]
+    return min([*whole, *pruned], default=0.0)
 
 
 def as_fast(first: Pair, found: Decision, other: Pair) -> float:

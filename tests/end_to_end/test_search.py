@@ -88,11 +88,10 @@ def test_a_second_pair_is_searched_for_the_same_milliseconds(searched: Path, vit
     assert report.search is not None
     (won,) = [row for row in report.candidates if row.chosen]
     assert (report.search.runtime, report.search.precision) == (won.runtime, won.precision)
+    # Whether a second pair is worth a search depends on losses and times: two are searched at most, one is chosen.
     lost = [row.reason for row in report.candidates if not row.chosen]
     second = [one for one in lost if "searched, too: as fast as" in one or "no shapes of it are as fast as" in one]
     assert len(second) <= 1
-    # fp32 loses nothing by itself: it is only left alone where no loss is foretold.
-    assert second or report.search.loss < 1e-6
 
 
 def test_a_search_without_a_budget_is_refused_at_once(searched: Path, vitrim: Run) -> None:

@@ -101,6 +101,29 @@ def test_noise_that_turns_the_line_around_is_not_believed() -> None:
     assert correction.measured(0.8) == pytest.approx(1.1)
 
 
+def test_a_steep_line_of_noise_foretells_no_negative_time() -> None:
+    correction = Correction.through([(0.5758, 0.5619), (0.5828, 0.6103), (0.5663, 0.5488)])
+
+    assert correction.a < 0
+    assert correction.measured(0.5663) == pytest.approx(0.5488)
+    assert correction.measured(0.01) == pytest.approx(0.5488 * 0.01 / 0.5663)
+
+
+positive = st.floats(0.01, 2)
+
+
+@given(points=st.lists(st.tuples(positive, positive), min_size=1, max_size=5), sums=st.tuples(positive, positive))
+def test_more_parts_take_longer_and_no_time_is_negative(
+    points: list[tuple[float, float]], sums: tuple[float, float]
+) -> None:
+    correction = Correction.through(points)
+    low, high = sorted(sums)
+
+    assert 0 < correction.measured(low) <= correction.measured(high)
+    assert correction.allowed(correction.measured(low)) == pytest.approx(low, rel=1e-6)
+    assert correction.measured(points[-1][0]) == pytest.approx(points[-1][1])
+
+
 def test_engine_bytes_follow_parameters() -> None:
     fixed, per_param = bytes_line([(1000, 5000), (2000, 9000), (4000, 17000)])
 

@@ -13,7 +13,11 @@ INT8 = Pair(name="openvino int8", p50_ms=4.0, loss=0.05)
 
 
 def decision(loss: float, **limits: float) -> Any:
-    return SimpleNamespace(loss=loss, limits=limits, unit="kl_nats")
+    return SimpleNamespace(loss=loss, limits=limits, unit="kl_nats", grounds=(), pareto=())
+
+
+def curve(*points: tuple[float | None, float]) -> tuple[Any, ...]:
+    return tuple(SimpleNamespace(ratio=ratio, loss=loss) for ratio, loss in points)
 
 
 def test_the_fastest_of_those_that_may_win_is_searched() -> None:
@@ -35,6 +39,23 @@ def test_none_is_searched_where_the_first_loses_less_than_any_precision_or_laten
     assert worth_a_search(INT8, decision(0.005, latency=0.6), [other]) is None
     assert worth_a_search(INT8, decision(0.5, macs=1e9), [other]) is None
     assert worth_a_search(INT8, decision(0.5, latency=0.6), []) is None
+
+
+@pytest.mark.parametrize(
+    ("p50_ms", "searched"),
+    [
+        (4.8, True),  # half its time is the limit: 0.3 foretold, of which half counts
+        (8.0, False),  # at 0.3 of its time 0.9 would be lost
+        (24.0, True),  # nothing is known of so short a time
+    ],
+)
+def test_one_that_would_have_to_lose_too_much_is_not_searched(p50_ms: float, searched: bool) -> None:
+    found = decision(0.2, latency=0.6)
+    found.pareto = curve((0.2, 1.4), (0.3, 0.9), (0.5, 0.4))
+    found.grounds = curve((0.5, 0.3), (None, 0.01), (0.9, 0.0))
+    other = Pair(name="fp32", p50_ms=p50_ms, loss=0.0)
+
+    assert (worth_a_search(INT8, found, [other]) is not None) == searched
 
 
 @given(limit=st.floats(0.05, 1), ours=st.floats(0.1, 100), theirs=st.floats(0.1, 100))
