@@ -93,7 +93,7 @@ def test_what_a_search_decided_in_a_whole_job_is_told(results: Any, exact: bool,
     assert "`vitrim build recipes/vit_tiny_auto.yaml`: within budget: 2.1x faster." in page
     assert "pictures of 176 x 176: 1 of 2 sublayers changed, 48.0 % of the multiply-accumulates are left" in page
     assert words in page
-    assert "`benchmarks/end_to_end.py --recipe recipes/vit_tiny_auto.yaml` → " in page
+    assert "`benchmarks/end_to_end.py --recipe recipes/vit_tiny_auto.yaml --set budget.latency_ratio=0.6` → " in page
 
 
 def test_builds_are_shown_with_their_intervals(results: Any) -> None:

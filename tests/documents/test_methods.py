@@ -129,7 +129,7 @@ def measured() -> list[tuple[str, str]]:
     """Pages with the text of theirs that holds figures."""
     found = [(page.relative_to(ROOT).as_posix(), section(page.read_text(), "Figures")) for page in pages(ROOT)]
     readme = (ROOT / "README.md").read_text()
-    start = readme.index("A real result")
+    start = readme.index("Real results")
     return [("README.md", readme[start : readme.index("\n## ", start)]), *(one for one in found if results(one[1]))]
 
 
