@@ -52,7 +52,7 @@ def against_build(
             accuracy = compare_with_source(expected, answers)
             told |= _drop(expected, accuracy, answers)
         else:
-            told["drop"] = "not told: these are not the images of the build"
+            told["drop"] = "not told: these are not the images of the build, with their labels"
     verdict = judge_engine(
         expected.budget,
         accuracy=accuracy,

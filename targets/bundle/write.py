@@ -95,7 +95,7 @@ def write_bundle(
         if target is not None:
             _write(new / "target.json", json_text(dict(target)))
         if expected is not None:
-            _write(new / EXPECTED, expected.model_dump_json(exclude_defaults=True) + "\n")
+            _write(new / EXPECTED, expected.model_dump_json(exclude_none=True) + "\n")
         _write(new / CARD, json_text(dict(card)))
         for name, text in written_files(manifest, card, engine=facts, onnx=onnx).items():
             _write(new / name, text)

@@ -97,7 +97,7 @@ def test_without_labels_the_source_is_what_is_right(tmp_path: Path) -> None:
 def test_other_images_tell_no_drop(tmp_path: Path) -> None:
     told = held(bundle(tmp_path, Budget(accuracy_drop_points=5)), 30, images(fingerprint="others"))
 
-    assert told["drop"] == "not told: these are not the images of the build"
+    assert told["drop"] == "not told: these are not the images of the build, with their labels"
     assert "drop_points" not in told
     assert told["verdict"]["status"] == "not_measured"
 

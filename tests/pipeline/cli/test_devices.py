@@ -1,6 +1,7 @@
 """Bundles measured on a device: the pretended one, and this machine through its agent."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from targets.bundle.expected import Expected
 from targets.bundle.write import write_bundle
 from targets.errors import InputError
 from targets.preprocess import Preprocess
-from targets.profile import Budget
+from targets.profile import Budget, load_profile
 
 Command = Callable[..., Any]
 SIDE, CLASSES = 16, 10
 
 
-def make_bundle(folder: Path, *, runtime: str = "onnxruntime", expected: Expected | None = None) -> Path:
+def make_bundle(
+    folder: Path, *, runtime: str = "onnxruntime", expected: Expected | None = None, target: Any = None
+) -> Path:
     """A bundle without an engine, as `vitrim build` writes it for a target that is not at hand."""
     folder.mkdir(parents=True)
     weight = np.random.default_rng(0).normal(size=(3 * SIDE * SIDE, CLASSES)).astype(np.float32)
@@ -47,6 +50,7 @@ def make_bundle(folder: Path, *, runtime: str = "onnxruntime", expected: Expecte
         card={},
         planned={"runtime": runtime, "version": "", "precision": "fp32", "batch": 1},
         expected=expected,
+        target=target,
     )
     return folder / "bundle"
 
@@ -113,6 +117,7 @@ def test_the_budget_of_the_build_is_held_against_what_the_board_did(
         label=right,
     )
     bundle = make_bundle(tmp_path / "made", expected=expected)
+    assert json.loads((bundle / "expected.json").read_text())["format"] == "vitrim.expected/1"
 
     answer = command("validate", bundle, "--device", "sham", "--devices", devices, "--images", folder, "--json")
 
@@ -122,6 +127,24 @@ def test_the_budget_of_the_build_is_held_against_what_the_board_did(
     assert "latency p50" in told["verdict"]["sentence"]
     assert "of at most 1.5" in told["verdict"]["sentence"]
     assert answer.code == 1
+
+
+def test_what_is_built_there_has_the_threads_and_cores_of_the_profile(
+    command: Command, devices: Path, tmp_path: Path
+) -> None:
+    core = min(os.sched_getaffinity(0))
+    path = tmp_path / "one-core.yaml"
+    path.write_text(f"name: one-core\nsummary: a test\nverified: not yet\nextends: cpu\ncores: [{core}]\n")
+    bundle = make_bundle(tmp_path / "made", target=load_profile(path).model_dump(mode="json"))
+    words = ["validate", bundle, "--device", "here", "--devices", devices, "--output", tmp_path / "told.json"]
+
+    answer = command(*words)
+
+    assert answer.code == 0, answer.err
+    (record,) = json.loads((tmp_path / "told.json").read_text())["records"]
+    engine = record["roles"]["engine"]["engine"]
+    assert engine["options"]["threads"] == 1
+    assert engine["at_load"]["cores"] == [core]
 
 
 def test_an_engine_that_was_built_before_is_taken_again_but_measured_anew(
