@@ -110,37 +110,38 @@ def test_a_runtime_that_prints_does_not_disturb_the_protocol(tmp_path: Path) -> 
         np.testing.assert_allclose(worker.infer(pixels)["mean"], pixels.mean(axis=(1, 2, 3)), rtol=1e-5)
 
 
-def test_ctrl_c_ends_the_worker_at_once(tmp_path: Path) -> None:
-    engine = sleep_runtime.make_engine(tmp_path / "engine", milliseconds=60_000)
-    worker = sleeper()
-    start = time.monotonic()
-
-    def interrupted() -> None:
-        with worker:
-            worker.load(engine)
-            worker.rotate(images(2))
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-            worker.measure(1)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-
-    assert not is_alive(worker.pid)
-    assert time.monotonic() - start < 50
-
-
-def test_a_worker_whose_owner_was_killed_ends_itself_even_in_a_long_query(tmp_path: Path) -> None:
-    engine = sleep_runtime.make_engine(tmp_path / "engine", milliseconds=60_000)
+def owner_in_a_long_query(engine: Path) -> tuple[subprocess.Popen[str], int]:
+    """A process whose worker measures for a minute, and the worker's pid. Ctrl-C would end the runner of tests, too."""
     code = f"""
 import sys; from pathlib import Path; import numpy as np; from targets.worker import Worker
 with Worker(runtimes={{"sleep": Path({str(SLEEP["sleep"])!r})}}) as worker:
     worker.load(Path({str(engine)!r})); worker.rotate(np.zeros((2, 3, 8, 8), np.float32))
     print(worker.pid, flush=True); worker.measure(1)
 """
-    root = Path(__file__).parents[2]
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-c", code]
+    pipe, root = subprocess.PIPE, Path(__file__).parents[2]
+    owner = subprocess.Popen(words, cwd=root, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     assert owner.stdout is not None
-    pid = int(owner.stdout.readline())
+    return owner, int(owner.stdout.readline())
+
+
+def test_ctrl_c_ends_the_worker_at_once(tmp_path: Path) -> None:
+    owner, pid = owner_in_a_long_query(sleep_runtime.make_engine(tmp_path / "engine", milliseconds=60_000))
+    time.sleep(0.3)
+    assert is_alive(pid)
+    start = time.monotonic()
+
+    os.killpg(owner.pid, signal.SIGINT)
+    _, told = owner.communicate(timeout=50)
+
+    assert owner.returncode == -signal.SIGINT, told
+    assert told.rstrip().endswith("KeyboardInterrupt")
+    assert not is_alive(pid)
+    assert time.monotonic() - start < 50
+
+
+def test_a_worker_whose_owner_was_killed_ends_itself_even_in_a_long_query(tmp_path: Path) -> None:
+    owner, pid = owner_in_a_long_query(sleep_runtime.make_engine(tmp_path / "engine", milliseconds=60_000))
     with owner:
         owner.kill()
 
