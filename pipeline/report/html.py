@@ -57,7 +57,7 @@ def to_html(report: Report) -> str:
         speed=tables.speed(latency) if latency else "",
         axis=charts.latency_axis(latency) if latency else None,
         by_role=_by_role(report),
-        stages=_Stages(report.stages),
+        stages=_Stages(report.stages, searched=report.search is not None),
         choices=trade.choice_rows(report.search) if report.search else [],
         panels=_panels(report),
         alike=list(_alike(report)),
@@ -186,7 +186,7 @@ def _by_role(report: Report) -> list[tuple[str, str, str]]:
 class _Stages:
     """Scales of the table of stages."""
 
-    def __init__(self, stages: Sequence[StageRow]) -> None:
+    def __init__(self, stages: Sequence[StageRow], *, searched: bool = False) -> None:
         agreements = [stage.agreement for stage in stages if stage.agreement is not None]
         # The axis begins at a round number below the worst, so that the loss of each stage shows.
         self.least = min(0.95, int(min(agreements) * 20 - 1e-9) / 20) if agreements else None
@@ -200,6 +200,8 @@ class _Stages:
         self.lead = f"{len(stages)} stages; this build spent {figures.duration(total)} on them" + (
             f" and took {cached} from the store." if cached else "."
         )
+        if searched:
+            self.lead += " The search before them is not counted."
 
     def sizes(self, stage: StageRow) -> Iterator[tuple[str, int | None, int, str]]:
         """(title, value, largest of all stages, text) of parameters, MACs and bytes."""

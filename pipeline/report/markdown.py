@@ -216,7 +216,7 @@ def _escaped(text: str) -> str:
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word it is no markup
     text = re.sub(r"(?<=\])([(:\[])", r"\\\1", text)  # links and where they lead
     text = re.sub(r"^(\s*)([>+=\[-])", r"\1\\\2", text)  # blocks begin a line
-    text = re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", text)
+    text = re.sub(r"^(\s*\d+)([.)])(?=\s|$)", r"\1\\\2", text)  # `1. ` begins a list, `0.99` does not
     return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
 
 

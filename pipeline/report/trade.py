@@ -52,9 +52,10 @@ def sentence(decision: Decision) -> str:
     if same is not None:
         text += f". The same share of every sublayer, at that latency: {loss(same)}"
     spent = f"{figures.significant(max(decision.solve_ms, 0.1), 2)} ms"
+    took = f" The search took {figures.duration(decision.seconds)}." if decision.seconds else ""
     if decision.exact or len(decision.limits) == 1:
-        return f"{text}. Solved exactly in {spent}."
-    return f"{text}. Found in {spent} by weighing several limits at once: a good choice, not proven the best."
+        return f"{text}. Solved exactly in {spent}.{took}"
+    return f"{text}. Found in {spent} by weighing several limits at once: a good choice, not proven the best.{took}"
 
 
 def _scaled(decision: Decision) -> list[str]:

@@ -111,6 +111,8 @@ class Decision(Record):
     """whether no other choice loses less by these prices; with several limits that bind it is only a good one"""
     solve_ms: float = Field(ge=0)
     """time of one solution"""
+    seconds: float | None = Field(default=None, ge=0)
+    """that the whole search took when it was made; None: by a version that did not tell"""
 
 
 def spelled(merge: Sequence[int]) -> str:

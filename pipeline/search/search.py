@@ -4,6 +4,7 @@ Everything that takes time is a step or a record of the store, so that a second 
 """
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,12 +76,14 @@ class Search:
         if kept is not None:
             found: Decision = check("choose shapes", lambda tell: Decision.model_validate(kept), cached=True)
             return found
+        began = time.monotonic()
         first = self._start(self.model, bench.spec, check)
         limits = limits_of(bench.target.budget, first.table)
         if self.at_most is not None:
             limits["latency"] = min(self.at_most, limits.get("latency", self.at_most))
         glimpses = self._glimpses(changed, first, limits, check)
         decision = self._decide(first, glimpses, limits, check)
+        decision = decision.replace(seconds=round(time.monotonic() - began, 1))
         bench.runner.store.put_record("decision", key, decision.model_dump(mode="json"))
         return decision
 

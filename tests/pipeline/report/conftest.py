@@ -195,6 +195,7 @@ def searched_report() -> Report:
         unit="kl_nats",
         limits={"latency": 0.8, "parameters": 5_000_000},
         exact=False,
+        seconds=3_120.0,
         shapes=shapes,
         grounds=[
             Ground(width=192, tokens=None, ratio=1.0, loss=0.0, best=0.56, chosen=True),

@@ -21,11 +21,13 @@ def test_the_sentence_says_limits_loss_and_what_uniform_shapes_lose(decision) ->
     assert "int8 OpenVINO" in text
     assert "0.56 nats of KL divergence predicted, 13 of 24 sublayers changed" in text
     assert "The same share of every sublayer, at that latency: 0.28" in text
-    assert text.endswith("Found in 14 ms by weighing several limits at once: a good choice, not proven the best.")
+    assert "Found in 14 ms by weighing several limits at once: a good choice, not proven the best." in text
+    assert text.endswith("The search took 52 min 0 s.")
+    assert "took" not in trade.sentence(decision.replace(seconds=None))  # of an older version
 
 
 def test_only_an_exact_solution_is_called_so(decision) -> None:
-    assert trade.sentence(decision.replace(exact=True)).endswith(". Solved exactly in 14 ms.")
+    assert trade.sentence(decision.replace(exact=True)).endswith(". Solved exactly in 14 ms. The search took 52 min 0 s.")
     assert "exactly" not in trade.sentence(decision)
 
 
@@ -88,3 +90,14 @@ def test_widths_and_tokens_that_were_tried_are_told(reports) -> None:
     ):
         assert text in page
         assert text in short
+
+
+def test_the_page_marks_the_chosen_ground_and_counts_stages_apart(reports) -> None:
+    page = to_html(reports["searched"])
+    rows = re.findall(r"<tr[^>]*><th scope=\"row\">.*?pixels|<tr[^>]*><th scope=\"row\">[^\n]*tokens", page)
+
+    assert [row.startswith('<tr class="chosen">') for row in rows] == [
+        one.chosen for one in reports["searched"].search.grounds
+    ]
+    assert "The search before them is not counted." in page
+    assert "The search before them" not in to_html(reports["example"])

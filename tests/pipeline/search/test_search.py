@@ -171,6 +171,7 @@ def test_a_second_search_asks_nothing_again(played: Any) -> None:
     second = run(played(fused, Budget(latency_ratio=0.6)))
 
     assert second == first
+    assert second.seconds is not None  # of the first one
     assert played.log.measured == asked
 
 
