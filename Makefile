@@ -34,7 +34,7 @@ demo: setup ## the main job on an embedded model: train, prune, repair, distil, 
 	$(BIN)/vitrim demo --output out/demo
 
 test: setup-dev system ## run every test; ends with a table of what was skipped and why
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not serial"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not serial" --durations 30 --durations-min 15
 	$(BIN)/python -m pytest -m serial -p no:randomly
 
 test-fast: setup-dev ## run the tests that take less than ten seconds each

@@ -108,7 +108,7 @@ def list_runs(matrix: MatrixArgument, as_json: JsonOption = False) -> None:
     from rich.table import Table
 
     from pipeline.nightly.history import open_history
-    from pipeline.nightly.report.words import short
+    from pipeline.nightly.record import short
 
     asked, _ = _load(matrix)
     with open_history(asked) as history:

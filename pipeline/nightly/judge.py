@@ -8,7 +8,7 @@ was the board's doing. The same engine, slower in the same environment, is the b
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.nightly.record import Culprit, Kind, Night, Rerun, Verdict
+from pipeline.nightly.record import Culprit, Kind, Metric, Night, Rerun, Verdict
 from pipeline.nightly.rules import Policy, Window, change_point, creep, fast, relative, slow
 
 UNCOUNTED: tuple[Kind, ...] = ("invalid", "quarantine", "failed", "missing")
@@ -18,12 +18,18 @@ WORDS = {
     "latency_p99_ms": ("p99 latency", "ms"),
     "energy_mj": ("energy per image", "mJ"),
     "power_w": ("power", "W"),
-    "memory_bytes": ("peak memory", "bytes"),
-    "engine_bytes": ("size of the engine", "bytes"),
+    "memory_bytes": ("peak memory", "MB"),
+    "engine_bytes": ("size of the engine", "MB"),
     "health_ms": ("reference graph", "ms"),
     "top1": ("top-1", "%"),
     "answered": ("images answered", "%"),
 }
+"""name and unit of a metric, as people read it"""
+
+
+def scaled(metric: Metric, value: float) -> float:
+    """A value in the unit that is shown: bytes as MB."""
+    return value / 1e6 if WORDS[metric][1] == "MB" else value
 
 
 @dataclass
@@ -221,7 +227,7 @@ def _told(
 ) -> Verdict:
     name, unit = WORDS[tonight.series.metric]
     change = None if level is None else relative(tonight.value, level)
-    words = f"{name} {tonight.value:,.4g} {unit}"
+    words = f"{name} {scaled(tonight.series.metric, tonight.value):,.4g} {unit}"
     words += f" ({_signed(change)})" if change is not None and level is not None else ""
     return Verdict.model_validate(
         {

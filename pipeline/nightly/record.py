@@ -109,6 +109,12 @@ class Rerun(Record):
     """sha256 of the last good engine"""
 
 
+def short(commit: str) -> str:
+    """A commit as people write it."""
+    head, _, changes = commit.partition("+")
+    return f"{head[:12]}{'+changes' if changes else ''}"
+
+
 class Culprit(Record):
     """Between which two nights something changed."""
 
@@ -121,7 +127,7 @@ class Culprit(Record):
         good, bad = self.last_good, self.first_bad
         found = list(self.environment_changes)
         if good.commit != bad.commit:
-            found.append(f"commit {good.commit or 'unknown'} → {bad.commit or 'unknown'}")
+            found.append(f"commit {short(good.commit) or 'unknown'} → {short(bad.commit) or 'unknown'}")
         if good.vitrim != bad.vitrim:
             found.append(f"vitrim {good.vitrim or 'unknown'} → {bad.vitrim or 'unknown'}")
         if good.artifact != bad.artifact:

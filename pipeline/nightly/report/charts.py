@@ -7,8 +7,9 @@ from xml.etree.ElementTree import SubElement
 
 from markupsafe import Markup
 
+from pipeline.nightly.judge import scaled
 from pipeline.nightly.report.record import Point, SeriesReport
-from pipeline.nightly.report.words import CLASSES, KINDS, metric_words, number, scaled, title
+from pipeline.nightly.report.words import CLASSES, KINDS, metric_words, number, title
 from pipeline.report.charts import Axis, drawing, line, markup, percent, write
 
 HEIGHT = 150

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipeline.nightly.judge import WORDS
-from pipeline.nightly.record import Kind, Metric
+from pipeline.nightly.judge import WORDS, scaled
+from pipeline.nightly.record import Kind, Metric, short
 from pipeline.nightly.report.record import SeriesReport
 from pipeline.report.figures import DASH
 
@@ -35,18 +35,11 @@ KINDS: dict[Kind, str] = {
     "insufficient_data": "too few nights",
     "environment_changed": "environment changed",
 }
-BYTES: tuple[Metric, ...] = ("memory_bytes", "engine_bytes")
 
 
 def metric_words(metric: Metric) -> tuple[str, str]:
-    """Name and unit, as they are shown: bytes as MB."""
-    name, unit = WORDS[metric]
-    return name, "MB" if metric in BYTES else unit
-
-
-def scaled(metric: Metric, value: float) -> float:
-    """A value in the unit that is shown."""
-    return value / 1e6 if metric in BYTES else value
+    """Name and unit, as they are shown."""
+    return WORDS[metric]
 
 
 def number(metric: Metric, value: float | None) -> str:
@@ -95,12 +88,6 @@ def case_title(case: Sequence[SeriesReport]) -> str:
 def case_hints(case: Sequence[SeriesReport]) -> list[str]:
     """Hints of all, each once."""
     return list(dict.fromkeys(hint for one in case for hint in one.verdict.hints))
-
-
-def short(commit: str) -> str:
-    """A commit as people write it."""
-    head, _, changes = commit.partition("+")
-    return f"{head[:12]}{'+changes' if changes else ''}"
 
 
 def blamed(one: SeriesReport) -> str:

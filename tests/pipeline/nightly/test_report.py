@@ -141,6 +141,14 @@ def test_the_terminal_is_never_wider_than_it_is(eventful: NightReport) -> None:
     assert max(map(len, summary(eventful, 80).splitlines())) <= 80
 
 
+def test_bytes_are_told_as_megabytes_and_commits_are_short(eventful: NightReport) -> None:
+    told = [one.verdict.sentence for one in eventful.series if one.series.device == "blue"]
+
+    assert any(text.startswith("peak memory 50 MB") for text in told)
+    assert any(text.startswith("size of the engine 1 MB") for text in told)
+    assert all("commit commit-7 → 0123456789ab;" in text for text in told if "segment" in text)
+
+
 def test_charts_draw_every_night_change_and_environment(eventful: NightReport) -> None:
     from pipeline.nightly.report.charts import trend
 
