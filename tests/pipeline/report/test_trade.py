@@ -27,7 +27,8 @@ def test_the_sentence_says_limits_loss_and_what_uniform_shapes_lose(decision) ->
 
 
 def test_only_an_exact_solution_is_called_so(decision) -> None:
-    assert trade.sentence(decision.replace(exact=True)).endswith(". Solved exactly in 14 ms. The search took 52 min 0 s.")
+    told = trade.sentence(decision.replace(exact=True))
+    assert told.endswith(". Solved exactly in 14 ms. The search took 52 min 0 s.")
     assert "exactly" not in trade.sentence(decision)
 
 
