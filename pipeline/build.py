@@ -31,7 +31,7 @@ from pipeline.store import Store
 from pipeline.survivors import bring_candidates
 from pipeline.validation import Engines, Subject, Validation, validate
 from stages.artifact import Artifact, Format
-from stages.data.images import check_roles, open_images
+from stages.data.images import ImageSet, check_roles, open_images
 from stages.graph.described import Described
 from stages.prune.options import PruneOptions, reshaped
 from stages.stage import Role
@@ -48,8 +48,11 @@ if TYPE_CHECKING:
     from pipeline.search.record import Decision
 
 
-def plan_recipe(recipe: "Recipe", store: Store, *, watch: Watcher = ignore) -> Plan:
-    """Open and check the images, load the targets, compute every key. Nothing runs."""
+def plan_recipe(recipe: "Recipe", store: Store, *, watch: Watcher = ignore, without_images: bool = False) -> Plan:
+    """Open and check the images, load the targets, compute every key. Nothing runs.
+
+    without_images: none is looked for; what the steps make of the model's size is right, and no key is.
+    """
     texts = recipe.measure.text_embeddings
     if texts is not None and not texts.is_file():
         raise InputError(f"measure.text_embeddings: there is no file {str(texts)!r}")
@@ -59,7 +62,10 @@ def plan_recipe(recipe: "Recipe", store: Store, *, watch: Watcher = ignore) -> P
     def tell(message: str, share: float | None) -> None:
         watch(Event(kind="progress", step="reading images", message=message, share=share))
 
-    images = {role: open_images(source, role, index_cache=index, tell=tell) for role, source in recipe.images().items()}
+    sources = recipe.images()
+    if without_images:
+        return make_plan(recipe, {role: ImageSet(role=role, items=(), places=()) for role in sources}, profiles)
+    images = {role: open_images(source, role, index_cache=index, tell=tell) for role, source in sources.items()}
     check_roles(images)
     return make_plan(recipe, images, profiles)
 

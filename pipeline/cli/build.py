@@ -57,13 +57,17 @@ def plan(
     set_: SetOption = None,
     checkpoint: CheckpointOption = None,
     store: StoreOption = None,
+    without_images: Annotated[
+        bool, typer.Option("--without-images", help="Only parameters and MACs; the recipe's images may be missing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the steps of a recipe; nothing runs.
 
-    Each with its key, and whether it is finished already.
+    What each makes of parameters and MACs, its key, and whether it is finished already.
     """
-    _show_plan(_load(recipe, _overrides(set_, checkpoint, target)), store, as_json=as_json)
+    loaded = _load(recipe, _overrides(set_, checkpoint, target))
+    _show_plan(loaded, store, as_json=as_json, without_images=without_images)
 
 
 def validate(
@@ -280,7 +284,7 @@ def _command(recipe: Path, overrides: list[str]) -> str:
     return shlex.join(["vitrim", "build", str(recipe), *(word for pair in overrides for word in ("--set", pair))])
 
 
-def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
+def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool, without_images: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -290,7 +294,7 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
     from pipeline.shapes import shapes_of
 
     shelf = open_store(store)
-    made = plan_recipe(recipe, shelf)
+    made = plan_recipe(recipe, shelf, without_images=without_images)
     shapes = {shape.key: shape for shape in shapes_of(made, shelf)}
     if as_json:
         told = {
@@ -298,8 +302,8 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
                 {
                     "step": step.title,
                     "stage": step.stage,
-                    "key": step.key,
-                    "finished": shelf.has(step.key) and not step.searched,
+                    "key": None if without_images else step.key,
+                    "finished": shelf.has(step.key) and not step.searched and not without_images,
                     "depends_on_search": step.searched,
                     "options": step.options.model_dump(mode="json"),
                     **(shapes[step.key].told() if step.key in shapes else {}),
@@ -312,6 +316,9 @@ def _show_plan(recipe: "Recipe", store: Path | None, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(_shape_table(list(shapes.values())))
+    if without_images:
+        console.print("counted without images: which steps are finished is not known", highlight=False)
+        return
     for target in made.targets:
         table = Table(
             "step",

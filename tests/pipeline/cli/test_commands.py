@@ -41,6 +41,22 @@ def test_plan_shows_the_model_before_and_after(command: Command, write_recipe: R
     assert [step["at_most"] for step in (source, first, second)] == [False, False, True]
 
 
+def test_plan_counts_without_the_recipes_images(command: Command, write_recipe: Recipe) -> None:
+    missing = {"data.train": {"images": "nowhere"}, "data.evaluate": {"images": "gone.zip", "labels": "gone.csv"}}
+    listed = json.loads(command("plan", write_recipe(), "--json").out)["cpu"]
+
+    recipe = write_recipe(missing)
+    assert command("plan", recipe).code == 2
+    told = command("plan", recipe, "--without-images")
+    without = json.loads(command("plan", recipe, "--without-images", "--json").out)["cpu"]
+
+    assert told.code == 0, told
+    assert fits(told.out)
+    assert "to run" not in told.out
+    assert [step.get("params") for step in without] == [step.get("params") for step in listed]
+    assert {(step["key"], step["finished"]) for step in without} == {(None, False)}
+
+
 def test_dry_run_is_plan(command: Command, write_recipe: Recipe) -> None:
     recipe = write_recipe()
 
