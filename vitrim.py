@@ -87,7 +87,7 @@ def validate(
     level: str = "quick",
     batches: Sequence[int] = (),
     rate_ips: float | None = None,
-    arrivals: str = "poisson",
+    arrivals: str | None = None,
 ) -> dict[str, Any]:
     """Check a bundle's files and measure it anew on this machine; accuracy where labelled images are given.
 

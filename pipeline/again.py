@@ -12,6 +12,8 @@ from targets.runtimes.own import BATCHES, own_table, split_options
 
 SAME = ("hint", "streams")
 """options of a runtime that stand beside its name"""
+PLACED = ("cores", "threads")
+"""where and by how many threads an engine runs, of those that hold at every load"""
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,16 @@ class Again:
     """options that hold at every load"""
 
 
-def build_again(bundle: Path, manifest: Mapping[str, Any]) -> Again:
-    """As the bundle's engine was built; where it has none, as the profile in target.json says."""
+def build_again(bundle: Path, manifest: Mapping[str, Any], *, batch: int | None = None) -> Again:
+    """As the bundle's engine was built; where it has none, as the profile in target.json says.
+
+    batch: images per query, where it is not the bundle's own.
+    """
     engine, target = bundle / "engine" / "engine.json", bundle / "target.json"
     if engine.is_file():
         return _as_engine(json.loads(engine.read_text()))
     if target.is_file():
-        return _as_profile(TargetProfile.model_validate_json(target.read_text()), manifest)
+        return _as_profile(TargetProfile.model_validate_json(target.read_text()), manifest, batch)
     return Again()
 
 
@@ -40,18 +45,24 @@ def _as_engine(engine: Mapping[str, Any]) -> Again:
     return Again(
         threads=options.get("threads"),
         options={name: options[name] for name in (*SAME, *own) if options.get(name) is not None},
-        at_load={name: one for name, one in engine.get("at_load", {}).items() if name in (*own, "cores")},
+        at_load={name: one for name, one in engine.get("at_load", {}).items() if name in (*own, *PLACED)},
     )
 
 
-def _as_profile(profile: TargetProfile, manifest: Mapping[str, Any]) -> Again:
+def _as_profile(profile: TargetProfile, manifest: Mapping[str, Any], batch: int | None) -> Again:
     choice = next((one for one in profile.runtimes if one.name == manifest["runtime"]), None)
     if choice is None:
-        return Again(threads=profile.threads)
+        return Again(threads=profile.threads, at_load={"threads": profile.threads} if profile.threads else {})
     own = split_options(choice.name, choice.options, batch=int(manifest["batch"]))
+    other = batch not in (None, int(manifest["batch"]))
+    build = {name: one for name, one in own.build.items() if not (other and name in BATCHES)}
     beside = {"hint": choice.hint, "streams": choice.streams} if choice.name in DEVICES else {}
     return Again(
         threads=profile.threads,
-        options={**own.build, **{name: one for name, one in beside.items() if one is not None}},
-        at_load={**own.load, **({"cores": list(profile.cores)} if profile.cores else {})},
+        options={**build, **{name: one for name, one in beside.items() if one is not None}},
+        at_load={
+            **own.load,
+            **({"cores": list(profile.cores)} if profile.cores else {}),
+            **({"threads": profile.threads} if profile.threads else {}),
+        },
     )

@@ -23,12 +23,16 @@ from pipeline.report.record import Report
 from pipeline.runner import Runner
 from pipeline.validation import Validation
 from stages.artifact import Artifact, Format
-from stages.data.images import ImageSet, check_labels
+from stages.data.images import ImageSet, check_labels, unlabelled
 from stages.graph.described import Described, is_described, read_described
 from stages.stage import Role
 from targets.errors import InputError
 from targets.record import digest_of
 
+NO_LABELS = (
+    "no image of evaluate has a label: agreement with the source is measured in the place of accuracy; give labels: "
+    "FILE.csv, or folders CLASS/name.jpg, to know how many are right"
+)
 AGREEMENT_IMAGES = 512
 """images of `select` that stages are compared on, at most"""
 MEASURING_CODE = (
@@ -36,6 +40,7 @@ MEASURING_CODE = (
     "pipeline/parity.py",
     "pipeline/answers.py",
     "pipeline/pixels.py",
+    "pipeline/told.py",
     "pipeline/statistics.py",
     "pipeline/features.py",
     "targets/measure",
@@ -60,7 +65,7 @@ class TargetWork:
     def refuse_labels(self, before: Described) -> None:
         """Refuse labels that the answers cannot have, as soon as it is known what they can."""
         evaluate, texts = self.plan.images.get(Role.EVALUATE), self.plan.recipe.measure.text_embeddings
-        if evaluate is None:
+        if evaluate is None or (self.plan.recipe.measure.metric == "auto" and unlabelled(evaluate)):
             return
         if texts is not None:
             from pipeline.features import load_text_embeddings
@@ -83,7 +88,8 @@ class TargetWork:
         """Tell what speaks for images that are read in another way than in the source's training."""
         evaluate = self.plan.images.get(Role.EVALUATE)
         labelled = evaluate is not None and evaluate.labels is not None
-        for message in (unlike_timm(before), told_of_source(self.plan.recipe, labelled)):
+        without = NO_LABELS if evaluate is not None and before.classes and unlabelled(evaluate) else None
+        for message in (without, unlike_timm(before), told_of_source(self.plan.recipe, labelled)):
             if message:
                 self.runner.watch(Event(kind="warning", target=self.runner.target, message=message))
 

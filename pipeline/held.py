@@ -1,10 +1,10 @@
 """A bundle that was measured again, held against its build: the paired drop of accuracy, and its limits."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.bundle.expected import Expected, read_expected
+from pipeline.told import NO_CLASS
+from targets.bundle.expected import Expected
 
 if TYPE_CHECKING:
     from pipeline.report.record import Accuracy
@@ -31,31 +31,39 @@ def expected_of(budget: "Budget", accuracy: "Accuracy | None", per_image: Mappin
 
 
 def against_build(
-    bundle: Path, *, measurement: "Measurement", images: "ImageSet | None" = None, answers: Sequence[int] | None = None
+    expected: Expected | None,
+    *,
+    measurement: "Measurement",
+    images: "ImageSet | None" = None,
+    answers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Plain figures by name, and `verdict` where the build had a budget that can be judged of an engine alone.
 
-    measurement: of the bundle's engine. answers: the class that was answered for each of `images`. The drop is told
-    where these are the images of the build: the bundle holds the source's answers to them. Limits on ratios, size and
-    shapes are the report's.
+    expected: of the bundle. measurement: of its engine. answers: the class that was answered for each of `images`. The
+    drop is told where these are the images of the build: the bundle holds the source's answers to them. Limits on
+    ratios, size and shapes are the report's.
     """
     from pipeline.report.compose import figures
-    from pipeline.verdict import judge_engine
+    from pipeline.verdict import NO_IMAGES, judge_engine
 
-    expected = read_expected(bundle)
     if expected is None:
         return {}
     told: dict[str, Any] = {}
     accuracy: Accuracy | None = None
-    if images is not None and answers is not None and expected.metric:
+    missing = NO_IMAGES
+    if not expected.metric:
+        missing = "the build's metric needs more than this bundle"
+    elif images is not None and answers is not None:
         if expected.images_digest == images.fingerprint:
             accuracy = compare_with_source(expected, answers)
             told |= _drop(expected, accuracy, answers)
         else:
-            told["drop"] = "not told: these are not the images of the build, with their labels"
+            missing = "these are not the images of the build, with their labels"
+            told["drop"] = f"not told: {missing}"
     verdict = judge_engine(
         expected.budget,
         accuracy=accuracy,
+        without=missing,
         engine=figures(measurement),
         level=measurement.level,
         memory_bytes=max((run.peak_memory_bytes or 0 for run in measurement.runs), default=0) or None,
@@ -75,7 +83,7 @@ def compare_with_source(expected: Expected, answers: Sequence[int]) -> "Accuracy
     if expected.label:
         label = np.array(expected.label)
         return compare_right(expected.metric, source == label, own == label, budget_points=limit)
-    same = (own == source).astype(float)
+    same = ((own == source) & (own != NO_CLASS)).astype(float)
     return compare_scores(expected.metric, np.ones_like(same), same, budget_points=limit)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.again import build_again
 from pipeline.held import against_build
 from pipeline.told import accuracy_told, check_labelled, latency_told, swept
-from targets.bundle.verify import verify_bundle
+from targets.bundle.expected import read_expected
+from targets.bundle.verify import check_bundle
 from targets.devices.device import Device, Session
 from targets.devices.job import Job, JobEngine, JobResult
 from targets.errors import InputError, StageError
@@ -118,7 +119,7 @@ def prepare_job(
             tell(f"copying images for {role}", None)
             pushed[key] = session.push(shards)
         tell(f"copying the bundle of {role}", None)
-        again = build_again(folder, manifests[role])
+        again = build_again(folder, manifests[role], batch=size)
         engines[role] = JobEngine(
             source=session.push(folder),
             runtime=manifests[role]["runtime"],
@@ -157,6 +158,7 @@ def validate_on_device(
     import secrets
 
     manifest = read_bundle(bundle)
+    expected = read_expected(bundle)
     own = int(manifest["batch"])
     check_labelled(images, manifest["output"])
     results: dict[int, JobResult] = {}
@@ -182,18 +184,18 @@ def validate_on_device(
         if images is not None:
             found, top1 = accuracy_told(images, _answers(results[own]), manifest["output"]["kind"])
             told |= found
-        told |= against_build(bundle, measurement=_measurement(results[own]), images=images, answers=top1)
+        told |= against_build(expected, measurement=_measurement(results[own]), images=images, answers=top1)
     gone = {"roles": {"engine": results[own].roles["engine"].replace(answers=None)}}
     return told, [results[own].replace(**gone), *(one for batch, one in results.items() if batch != own)]
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """manifest.json of a whole bundle; raises InputError for what is none, StageError for a damaged one."""
+    """manifest.json of a whole bundle; raises InputError for what is none or newer, StageError for a damaged one."""
     if not (folder / "manifest.json").is_file():
         raise InputError(
             f"{str(folder)!r} is not a bundle: it has no manifest.json; give the folder that `vitrim build` wrote"
         )
-    problems = verify_bundle(folder)
+    problems = check_bundle(folder).problems
     if problems:
         raise StageError(f"the bundle {str(folder)!r} is damaged: {'; '.join(problems[:3])}; build it again")
     return dict(json.loads((folder / "manifest.json").read_text()))

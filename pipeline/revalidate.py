@@ -18,6 +18,7 @@ from pipeline.told import accuracy_told, check_labelled, latency_told, swept
 from stages.data.images import ImageSet, open_images
 from stages.data.source import DataSource
 from stages.stage import Role
+from targets.bundle.expected import read_expected
 from targets.errors import InputError
 from targets.measure.measurement import Arrivals, Level
 from targets.preprocess import Preprocess
@@ -40,22 +41,25 @@ def revalidate(
     level: str = "quick",
     batches: Sequence[int] = (),
     rate_ips: float | None = None,
-    arrivals: str = "poisson",
+    arrivals: str | None = None,
 ) -> dict[str, Any]:
     """Check every file of a bundle, time its engine, and read its accuracy where images are given.
 
     Images come from `images` (with `labels`, a CSV, or folders per class), or from data.evaluate of `recipe`.
     batches: sizes to time beside the engine's own; their engines are built from the bundle's graph, and not kept.
     Throughput of an engine that answers several queries at once is measured with all of them at work.
-    rate_ips: also serve this many images per second, which come at `arrivals`: poisson or fixed.
+    rate_ips: also serve this many images per second, which come at `arrivals`: poisson (the default) or fixed.
     Returns plain figures by name. Raises InputError for a folder that is no bundle, StageError for a damaged one.
     """
     _check_level(level, batches)
-    if arrivals not in get_args(Arrivals):
+    if arrivals not in (None, *get_args(Arrivals)):
         raise InputError(f"arrivals must be {' or '.join(get_args(Arrivals))}, got {arrivals!r}")
+    if arrivals is not None and rate_ips is None:
+        raise InputError("--arrivals needs --rate: without a rate one query follows the other")
     if rate_ips is not None and not (math.isfinite(rate_ips) and rate_ips > 0):
         raise InputError(f"rate must be a number of images per second above 0, got {rate_ips:g}")
     manifest = read_bundle(bundle)
+    expected = read_expected(bundle)
     preprocess = Preprocess.model_validate_json((bundle / "preprocessing.json").read_text())
     if manifest["engine_sha256"] is None:
         raise InputError(
@@ -85,14 +89,16 @@ def revalidate(
         if batches:
             told["batches"] = [swept(rows[batch]) for batch in sorted(set(batches))]
         if rate_ips is not None:
-            told["open_loop"] = _open_loop(engines[own], own, inputs, asked, rate_ips, cast(Arrivals, arrivals))
+            told["open_loop"] = _open_loop(
+                engines[own], own, inputs, asked, rate_ips, cast(Arrivals, arrivals or "poisson")
+            )
         top1 = None
         if evaluate is not None:
             pixels = Pixels.of(evaluate, preprocess, Path(folder))
             answers = engine_answers(bundle / "engine", pixels, tell=lambda message, share: None)
             found, top1 = accuracy_told(evaluate, answers, manifest["output"]["kind"])
             told |= found
-        told |= against_build(bundle, measurement=measured[own], images=evaluate, answers=top1)
+        told |= against_build(expected, measurement=measured[own], images=evaluate, answers=top1)
     return told
 
 
@@ -152,6 +158,8 @@ def _source(recipe: Path | None, images: Path | None, labels: Path | None) -> Da
     if recipe is not None:
         from pipeline.recipe import load_recipe
 
+        if images is not None or labels is not None:
+            raise InputError("--recipe and --images or --labels both say what is evaluated on; give one of them")
         found: DataSource | None = load_recipe(recipe).images().get(Role.EVALUATE)
         if found is None:
             raise InputError(f"the recipe {str(recipe)!r} has no data.evaluate; add it, or use --images")

@@ -63,7 +63,15 @@ def accuracy_told(images: ImageSet, answers: "NDArray[Any]", kind: str) -> tuple
         return {**told, "accuracy": "not measured: the model gives features"}, None
     import numpy as np
 
-    top1 = np.where(np.isfinite(answers).all(axis=1), answers.argmax(axis=1), NO_CLASS)
+    top1 = classes_of(answers)
     if images.labels is None:
-        return {**told, "accuracy": "not measured: the images have no labels"}, top1.tolist()
-    return {**told, "top1": round(float((top1 == images.labels).mean()), 4)}, top1.tolist()
+        return {**told, "accuracy": "not measured: the images have no labels"}, top1
+    return {**told, "top1": round(float((np.array(top1) == images.labels).mean()), 4)}, top1
+
+
+def classes_of(answers: "NDArray[Any]") -> list[int]:
+    """The class that was answered for each image; NO_CLASS for a row that is not finite. answers: [N, classes]."""
+    import numpy as np
+
+    found: list[int] = np.where(np.isfinite(answers).all(axis=1), answers.argmax(axis=1), NO_CLASS).tolist()
+    return found

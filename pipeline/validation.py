@@ -20,6 +20,7 @@ from pipeline.answers import Tell, engine_answers
 from pipeline.parity import check_parity
 from pipeline.pixels import INPUTS, Pixels
 from pipeline.report.record import Accuracy, LayerRow, OperatorTime, Parity
+from pipeline.told import NO_CLASS, classes_of
 from stages.data.images import ImageSet
 from targets.errors import InputError, StageError
 from targets.measure.measurement import Comparison
@@ -156,6 +157,8 @@ def measure_accuracy(
     subject: Subject, evaluate: ImageSet | None, pixels: Path, *, tell: Tell
 ) -> tuple[Accuracy | None, dict[str, tuple[int, ...]]]:
     """Read `evaluate` once with the baseline and the engine; None where the recipe names no such images."""
+    import numpy as np
+
     from pipeline import statistics
 
     budget = subject.budget.accuracy_drop_points
@@ -183,10 +186,10 @@ def measure_accuracy(
         raise InputError(f"metric {metric!r} needs labels for data.evaluate; add labels: FILE.csv, or use metric: auto")
     if metric == "knn" or (metric == "auto" and not subject.spec.classes):
         return statistics.compare_features(baseline, engine, labels=labels, budget_points=budget), {}
-    top1 = {"baseline": _top1(baseline), "engine": _top1(engine)}
+    top1 = {"baseline": tuple(classes_of(baseline)), "engine": tuple(classes_of(engine))}
     if labels is None:
-        same = (baseline.argmax(axis=1) == engine.argmax(axis=1)).astype(float)
-        accuracy = statistics.compare_scores("agreement", same * 0 + 1, same, budget_points=budget)
+        same = np.array([one == other != NO_CLASS for one, other in zip(*top1.values(), strict=True)], float)
+        accuracy = statistics.compare_scores("agreement", np.ones_like(same), same, budget_points=budget)
         return accuracy.replace(agreement=float(same.mean())), top1
     name = "zero_shot_top1" if metric == "zero_shot" else "top1"
     accuracy = statistics.compare_answers(baseline, engine, labels, metric=name, budget_points=budget)
@@ -249,10 +252,6 @@ def measure_layers(
         )
         for row in found
     )
-
-
-def _top1(answers: "Floats") -> tuple[int, ...]:
-    return tuple(int(answer) for answer in answers.argmax(axis=1))
 
 
 def _zero_shot(subject: Subject, features: "Floats") -> "Floats":

@@ -76,12 +76,24 @@ def judge(
     )
 
 
+NO_IMAGES = "no images to evaluate on"
+
+
 def engine_checks(
-    budget: Budget, *, accuracy: Accuracy | None, engine: LatencyFigures | None, level: str, memory_bytes: float | None
+    budget: Budget,
+    *,
+    accuracy: Accuracy | None,
+    engine: LatencyFigures | None,
+    level: str,
+    memory_bytes: float | None,
+    without: str = NO_IMAGES,
 ) -> list[BudgetCheck]:
-    """What can be judged of an engine alone, on whatever machine it ran: accuracy, latency, memory, power, energy."""
+    """What can be judged of an engine alone, on whatever machine it ran: accuracy, latency, memory, power, energy.
+
+    without: why there is no accuracy, where there is none.
+    """
     return _told(
-        _accuracy(budget.accuracy_drop_points, accuracy),
+        _accuracy(budget.accuracy_drop_points, accuracy, without),
         _latency_p50(budget.latency_p50_ms, engine),
         _latency_p99(budget.latency_p99_ms, engine, level),
         _check("memory_bytes", budget.memory_bytes, memory_bytes),
@@ -91,10 +103,18 @@ def engine_checks(
 
 
 def judge_engine(
-    budget: Budget, *, accuracy: Accuracy | None, engine: LatencyFigures, level: str, memory_bytes: float | None
+    budget: Budget,
+    *,
+    accuracy: Accuracy | None,
+    engine: LatencyFigures,
+    level: str,
+    memory_bytes: float | None,
+    without: str = NO_IMAGES,
 ) -> Verdict | None:
     """The same for an engine alone, measured again; None where nothing of it has a limit."""
-    checks = engine_checks(budget, accuracy=accuracy, engine=engine, level=level, memory_bytes=memory_bytes)
+    checks = engine_checks(
+        budget, accuracy=accuracy, engine=engine, level=level, memory_bytes=memory_bytes, without=without
+    )
     if not checks:
         return None
     status = min((check.status for check in checks), key=WORST_FIRST.index)
@@ -107,9 +127,9 @@ def exit_code(status: Status, *, strict: bool = False) -> int:
     return int(status in ("over", "failed") or (strict and status != "within"))
 
 
-def _accuracy(limit: float | None, accuracy: Accuracy | None) -> BudgetCheck | None:
+def _accuracy(limit: float | None, accuracy: Accuracy | None, without: str) -> BudgetCheck | None:
     if limit is None or accuracy is None:
-        return _check("accuracy_drop_points", limit, None, note="no images to evaluate on")
+        return _check("accuracy_drop_points", limit, None, note=without)
     if accuracy.proxy:
         return _check("accuracy_drop_points", limit, None, note=f"by proxy: {_drop(accuracy, None)}")
     if accuracy.drop_ci95 is None:

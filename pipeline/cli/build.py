@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.devices import DevicesOption
 from pipeline.cli.options import CheckpointOption, JsonOption, SetOption, StoreOption, TargetOption, open_store
-from targets.errors import InputError
+from targets.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ def validate(
     bundle: Annotated[
         Path, typer.Argument(help="A bundle that `vitrim build` wrote.", show_default=False, metavar="BUNDLE")
     ],
-    recipe: Annotated[Path | None, typer.Option(help="Take evaluation images and metric from this recipe.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take evaluation images from this recipe.")] = None,
     images: Annotated[Path | None, typer.Option(help="Evaluation images: a folder or a zip.")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV with the columns file,label.")] = None,
     level: Annotated[str, typer.Option(help="quick or full.")] = "quick",
@@ -84,14 +84,19 @@ def validate(
     rate: Annotated[
         float | None, typer.Option(metavar="IMAGES_PER_SECOND", help="Also serve images that come at this rate.")
     ] = None,
-    arrivals: Annotated[str, typer.Option(help="How they come: poisson or fixed.")] = "poisson",
+    arrivals: Annotated[
+        str | None, typer.Option(help="How they come: poisson (the default) or fixed.", show_default=False)
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Measure on this device instead; its engine is built there.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Measure on this device instead; an engine that does not fit is built there."
+        ),
     ] = None,
     devices: DevicesOption = None,
     wait: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for a device that somebody else holds.")
-    ] = 0,
+        float | None, typer.Option(metavar="SECONDS", help="How long to wait for a device that somebody else holds.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write what was told, as JSON.")
     ] = None,
@@ -105,10 +110,17 @@ def validate(
     from rich.console import Console
 
     from pipeline.revalidate import revalidate, revalidate_on_device
+    from targets.bundle.package import refuse_inside
 
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise InputError(f"cannot write {str(output)!r}: give the path of a file in a folder that is there")
+    if output is not None:
+        refuse_inside(bundle, output)
+    if device is None and wait is not None:
+        raise InputError("--wait is for a device that somebody else holds; give --device, too")
     if device is not None:
+        if arrivals is not None:
+            raise InputError("--arrivals is for this machine: on a device only the closed loop is measured")
         told, records = revalidate_on_device(
             bundle,
             device,
@@ -119,7 +131,7 @@ def validate(
             level=level,
             batches=_numbers(batches),
             rate_ips=rate,
-            wait_seconds=wait,
+            wait_seconds=wait or 0,
             tell=_teller(quiet=as_json),
         )
     else:
@@ -134,17 +146,22 @@ def validate(
             rate_ips=rate,
             arrivals=arrivals,
         )
-    if output is not None:
-        from targets.atomic import write_atomic
-
-        told_and_records = {**told, "records": [one.model_dump(mode="json") for one in records]}
-        write_atomic(output, (json.dumps(told_and_records, indent=1) + "\n").encode())
     if as_json:
         typer.echo(json.dumps(told, indent=2))
     else:
         console = Console()
         for name, value in _lines(told):
             console.print(f"{name:<22} {value}", highlight=False, markup=False)
+    if output is not None:
+        from targets.atomic import write_atomic
+
+        told_and_records = {**told, "records": [one.model_dump(mode="json") for one in records]}
+        try:
+            write_atomic(output, (json.dumps(told_and_records, indent=1) + "\n").encode())
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {str(output)!r}: {error.strerror or error}; what was told is above"
+            ) from error
     if told.get("verdict", {}).get("status") == "over":
         raise typer.Exit(1)
 

@@ -84,7 +84,7 @@ def compile_engine(options: CompileOptions, context: StageContext) -> StageResul
             batch=batch,
             threads=threads,
             more={"hint": options.hint, "streams": options.streams} if options.runtime in DEVICES else own.build,
-            at_load=_at_load(own, model, options.cores or target.cores),
+            at_load=_at_load(own, model, options.cores or target.cores, threads),
         )
         loaded = worker.load(context.output)
         height, width = loaded.inputs[0]["shape"][-2:]
@@ -137,12 +137,16 @@ def _compile_ahead(options: CompileOptions, context: StageContext, model: Path, 
     )
 
 
-def _at_load(own: Split, model: Path, cores: tuple[int, ...]) -> dict[str, Any]:
-    """Options that hold at every load; an engine without weights finds them in the graph that it was built from."""
+def _at_load(own: Split, model: Path, cores: tuple[int, ...], threads: int | None) -> dict[str, Any]:
+    """Options that hold at every load; an engine without weights finds them in the graph that it was built from.
+
+    threads: where recipe or profile say how many; else as many as the machine that loads it has cores.
+    """
     return {
         **own.load,
         **({"weights": str(model.absolute())} if own.build.get("strip_weights") else {}),
         **({"cores": list(cores)} if cores else {}),
+        **({"threads": threads} if threads else {}),
     }
 
 

@@ -230,6 +230,11 @@ def check_roles(sets: Mapping[Role, ImageSet]) -> None:
         )
 
 
+def unlabelled(images: ImageSet) -> bool:
+    """Whether no image has a label; where only some have one, the others were forgotten."""
+    return all(item.label is None for item in images.items)
+
+
 def check_labels(images: ImageSet, classes: int, *, names: Sequence[str] | None = None) -> None:
     """Raise InputError unless every image has a label below `classes`, the size of the model's head.
 

@@ -39,7 +39,7 @@ def test_a_recipe_becomes_an_engine_a_report_and_a_bundle(recipe: Path, vitrim: 
 
     _bundle_classifies_without_torch(out / "cpu" / "bundle", tmp_path)
     _second_build_reuses_everything(recipe, vitrim, out)
-    _validate_measures_anew(out / "cpu" / "bundle", vitrim)
+    _validate_measures_anew(recipe, out / "cpu" / "bundle", vitrim)
 
 
 def _bundle_classifies_without_torch(bundle: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def _second_build_reuses_everything(recipe: Path, vitrim: Run, out: Path) -> Non
     assert after.accuracy == before.accuracy
 
 
-def _validate_measures_anew(bundle: Path, vitrim: Run) -> None:
+def _validate_measures_anew(recipe: Path, bundle: Path, vitrim: Run) -> None:
     done = vitrim("validate", bundle, "--batches", "1,3", "--rate", "50", "--arrivals", "fixed", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -80,6 +80,15 @@ def _validate_measures_anew(bundle: Path, vitrim: Run) -> None:
     assert [row["batch"] for row in told["batches"]] == [1, 3]
     assert told["batches"][1]["throughput_ips"] > 0
     assert told["open_loop"]["queries"] == 128
+
+    done = vitrim("validate", bundle, "--recipe", recipe, "--json")
+    again = json.loads(done.stdout)
+    accuracy = Report.model_validate_json((bundle.parent / "report.json").read_text()).accuracy
+    assert accuracy is not None
+    assert again["drop_points"] == pytest.approx(accuracy.drop_points, abs=0.01)
+    assert again["source_top1"] == pytest.approx(accuracy.baseline, abs=1e-4)
+    assert again["answered_otherwise"] == 0
+    assert done.returncode == (again["verdict"]["status"] == "over")
 
     damaged = bundle / "preprocessing.json"
     damaged.write_text(damaged.read_text() + " ")

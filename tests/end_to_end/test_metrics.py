@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.report.record import Report
 
@@ -45,6 +46,23 @@ def test_a_model_without_a_head_is_compared_by_its_neighbours(recipe: Path, vitr
     assert report.accuracy.feature_cosine is not None
     assert report.accuracy.feature_cosine > 0.8
     assert "cosine" in (tmp_path / "out" / "cpu" / "report.md").read_text()
+
+
+def test_without_labels_the_answers_of_the_source_are_what_is_kept(recipe: Path, vitrim: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(40):
+        pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    told = ("budget.accuracy_drop_points=90", f"data.evaluate={{images: {tmp_path / 'photos'}}}")
+    report = build(vitrim, recipe, tmp_path / "out", *told)
+
+    assert report.accuracy is not None
+    assert (report.accuracy.metric, report.accuracy.images, report.accuracy.baseline) == ("agreement", 40, 1.0)
+    assert report.accuracy.engine == report.accuracy.agreement
+    words = ["validate", tmp_path / "out" / "cpu" / "bundle", "--images", tmp_path / "photos", "--json"]
+    again = json.loads(vitrim(*words).stdout)
+    assert again["agreement_with_source"] == pytest.approx(report.accuracy.engine, abs=1e-4)
+    assert again["answered_otherwise"] == 0
 
 
 def test_a_tower_is_compared_by_zero_shot_with_given_text_embeddings(recipe: Path, vitrim: Run, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_bundle_without_an_engine_goes_by_its_profile(runtime: str, tmp_path: 
     again = build_again(bundle(tmp_path, target=told), {"runtime": runtime, "batch": 1})
 
     assert again.threads == 2
-    assert again.at_load == {"cores": [1, 2]}
+    assert again.at_load == {"cores": [1, 2], "threads": 2}
     assert again.options == ({"hint": "latency"} if runtime == "openvino" else {})
 
 
@@ -66,6 +66,16 @@ def test_options_of_a_profile_are_split_by_when_they_count(tmp_path: Path) -> No
 
     assert again.options == {"workspace_mib": 256}
     assert again.at_load == {"cuda_graph": False}
+
+
+def test_a_profiles_range_of_batches_is_that_of_the_bundles_own(tmp_path: Path) -> None:
+    more = "runtimes: [{name: tensorrt, precisions: [fp16], options: {batch_max: 4}}]"
+    told = profile(tmp_path, "jetson-orin-nano", more)
+    bundle(tmp_path, target=told)
+    manifest = {"runtime": "tensorrt", "batch": 1}
+
+    assert build_again(tmp_path, manifest, batch=1).options == {"batch_max": 4}
+    assert build_again(tmp_path, manifest, batch=8).options == {}
 
 
 def test_a_bundle_that_tells_neither_is_built_plainly(tmp_path: Path) -> None:

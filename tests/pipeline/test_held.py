@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.held import against_build, expected_of
+from pipeline.held import against_build, compare_with_source, expected_of
 from pipeline.statistics import compare_answers
-from pipeline.told import accuracy_told
+from pipeline.told import NO_CLASS, accuracy_told, classes_of
 from targets.bundle.expected import FILE, Expected, read_expected
+from targets.errors import InputError
 from targets.measure.measurement import Measurement, Run
 from targets.profile import Budget
 
@@ -64,13 +65,16 @@ def bundle(folder: Path, budget: Budget, *, labelled: bool = True) -> Path:
         told["label"] = LABELS.tolist()
     else:
         accuracy = accuracy.replace(metric="agreement")
-    (folder / FILE).write_text(expected_of(budget, accuracy, told).model_dump_json(exclude_defaults=True))
+    (folder / FILE).write_text(expected_of(budget, accuracy, told).model_dump_json())
     return folder
 
 
 def held(folder: Path, wrong: int, images: Any, **measured: Any) -> dict[str, Any]:
     return against_build(
-        folder, measurement=measurement(**measured), images=images, answers=logits(wrong).argmax(axis=1).tolist()
+        read_expected(folder),
+        measurement=measurement(**measured),
+        images=images,
+        answers=logits(wrong).argmax(axis=1).tolist(),
     )
 
 
@@ -100,6 +104,39 @@ def test_other_images_tell_no_drop(tmp_path: Path) -> None:
     assert told["drop"] == "not told: these are not the images of the build, with their labels"
     assert "drop_points" not in told
     assert told["verdict"]["status"] == "not_measured"
+    assert "these are not the images of the build" in told["verdict"]["sentence"]
+
+
+def test_why_there_is_no_drop_is_told(tmp_path: Path) -> None:
+    read = read_expected(bundle(tmp_path, Budget(accuracy_drop_points=5)))
+    assert read is not None
+    by_text = Expected(budget=read.budget)
+
+    def sentence(expected: Expected) -> str:
+        return str(against_build(expected, measurement=measurement())["verdict"]["sentence"])
+
+    assert "no images to evaluate on" in sentence(read)
+    assert "the build's metric needs more than this bundle" in sentence(by_text)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"format": "vitrim.expected/2"}', "format: Input should be 'vitrim.expected/1'"),
+        ('{"budget": {"latency_p95_ms": 3}}', "budget.latency_p95_ms"),
+        ("{", "Invalid JSON"),
+        ('{"metric": "top1"}', "without the source's answers"),
+        ('{"baseline": [1, 2], "engine": [1]}', "answers of 2, 1 and 0 images"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(content)
+
+    with pytest.raises(InputError, match="update vitrim") as refused:
+        read_expected(tmp_path)
+
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +151,7 @@ def test_other_images_tell_no_drop(tmp_path: Path) -> None:
     ],
 )
 def test_limits_of_an_engine_alone_are_judged(budget: Budget, status: str | None, tmp_path: Path) -> None:
-    told = against_build(bundle(tmp_path, budget), measurement=measurement())
+    told = against_build(read_expected(bundle(tmp_path, budget)), measurement=measurement())
 
     assert told.get("verdict", {}).get("status") == status
 
@@ -141,11 +178,15 @@ def test_an_answer_that_is_not_finite_is_wrong_and_another_one(tmp_path: Path) -
     broken[150] = np.nan
     told, top1 = accuracy_told(images(), broken, "logits")
     assert top1 is not None
-    held_against = against_build(bundle(tmp_path, Budget()), measurement=measurement(), images=images(), answers=top1)
+    expected = read_expected(bundle(tmp_path, Budget()))
+    held_against = against_build(expected, measurement=measurement(), images=images(), answers=top1)
 
     assert told["top1"] == 187 / 200
     assert held_against["answered_otherwise"] == 1
     assert held_against["drop_points"] == 1.5
+    assert classes_of(broken)[149:152] == [9, NO_CLASS, 1]
+    same = Expected(metric="agreement", images_digest=DIGEST, baseline=(NO_CLASS, 1), engine=(NO_CLASS, 1))
+    assert compare_with_source(same, (NO_CLASS, 1)).drop_points == 50
 
 
 def test_features_have_no_classes() -> None:

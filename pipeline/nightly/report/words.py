@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pipeline.nightly.judge import WORDS, scaled
-from pipeline.nightly.record import Kind, Metric, short
+from pipeline.nightly.record import Kind, Metric
+from pipeline.nightly.record import short as short  # pages ask it here
 from pipeline.nightly.report.record import SeriesReport
 from pipeline.report.figures import DASH
 

@@ -144,7 +144,7 @@ def test_what_is_built_there_has_the_threads_and_cores_of_the_profile(
     (record,) = json.loads((tmp_path / "told.json").read_text())["records"]
     engine = record["roles"]["engine"]["engine"]
     assert engine["options"]["threads"] == 1
-    assert engine["at_load"]["cores"] == [core]
+    assert engine["at_load"] == {"cores": [core], "threads": 1}
 
 
 def test_an_engine_that_was_built_before_is_taken_again_but_measured_anew(

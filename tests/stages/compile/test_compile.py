@@ -118,6 +118,9 @@ def test_batch_and_threads_are_those_of_the_target_unless_told(
     engines = [json.loads((tmp_path / name / "engine.json").read_text()) for name in ("usual", "other")]
     assert [one["batch"] for one in engines] == [usual.facts["batch"], other.facts["batch"]] == [3, 2]
     assert [one["options"]["threads"] for one in engines] == [1, 2]
+    with Worker() as worker:  # whoever loads it without a word about threads
+        loaded = [worker.load(tmp_path / name).facts for name in ("usual", "other")]
+    assert [int(one.get("threads") or one["inference_num_threads"]) for one in loaded] == [1, 2]
     assert [one["inputs"][0]["shape"] for one in engines] == [[3, 3, 16, 16], [2, 3, 16, 16]]
 
 
@@ -259,7 +262,7 @@ def test_the_throughput_hint_is_in_force_and_in_the_summary(graphs: Any, run_com
     )
 
     told = json.loads((tmp_path / "engine" / "engine.json").read_text())
-    assert told["at_load"] == {"hint": "throughput", "streams": 1}
+    assert told["at_load"] == {"hint": "throughput", "streams": 1, "threads": 1}
     assert (result.facts["hint"], result.facts["requests"]) == ("throughput", 1)
     assert result.facts["in_force"]["performance_hint"] == "THROUGHPUT"
     assert result.facts["summary"].endswith("; throughput hint, queries at once: 1")
