@@ -3,7 +3,6 @@
 plan → bring the steps into the store → choose among candidates → validate → report and bundle.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ from stages.graph.described import Described
 from stages.prune.options import PruneOptions, reshaped
 from stages.stage import Role
 from stages.vit.spec import ViTSpec
-from targets.errors import InputError
+from targets.errors import InputError, StageError, WorkerError
 from targets.measure.floor import Floor
 from targets.profile import Budget, load_profile
 from targets.record import digest_of
@@ -213,20 +212,24 @@ class _TargetBuild(TargetWork):
         choice = self.check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
         self.pair = choice
         first, others = pairs_of(choice)
-        decisions = {first.name: self._searched(first.name, lazy)}
+        decisions = {first.name: self._searched(first.name, lazy, before)}
         found = decisions[first.name]
         other = worth_a_search(first, found, others) if self._search_step()[2].search.pairs > 1 else None
-        won, goes_on = first, {first.name}
+        won = first
         if other is not None:
-            with suppress(InputError):  # no shapes of it are that fast
-                decisions[other.name] = self._searched(other.name, lazy, at_most=as_fast(first, found, other))
-            won, self.searched = better(first, other, decisions)
-            # A ratio is to each pair's own unpruned engine: the other one may be faster, and over the budget.
-            goes_on = set(decisions) if self.target.budget.latency_ratio is None else {won.name}
-        self.plan, self.target = replan(self.plan, self.target, decisions[won.name], goes_on)
+            failed = ""
+            try:
+                decisions[other.name] = self._searched(other.name, lazy, before, at_most=as_fast(first, found, other))
+            except InputError:  # no shapes of it are that fast
+                pass
+            except (StageError, WorkerError) as error:  # the first pair's shapes are there
+                failed = str(error)
+            won, self.searched = better(first, other, decisions, failed=failed)
+        # Shapes of one pair are no good ones of the other: it may be faster by them, and over the budget or lose more.
+        self.plan, self.target = replan(self.plan, self.target, decisions[won.name], {won.name})
         return decisions[won.name]
 
-    def _searched(self, name: str, lazy: Reference, *, at_most: float | None = None) -> "Decision":
+    def _searched(self, name: str, lazy: Reference, before: Described, *, at_most: float | None = None) -> "Decision":
         """Search the shapes for one candidate. at_most: share of its unpruned time that is allowed, if less."""
         candidate = next(one for one in self.target.candidates if one.name == name)
         step, model, options = self._search_step()
@@ -237,6 +240,7 @@ class _TargetBuild(TargetWork):
             target=self.target,
             candidate=candidate,
             spec=_vit(self.spec_of(model)),
+            source=_vit(before),
             search=options.search,
             later=reshaping_after(self.plan, step),
             inputs=lambda preprocess: lazy.pixels_as(preprocess).inputs(max(INPUTS, candidate.batch)),

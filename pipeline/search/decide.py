@@ -6,7 +6,7 @@ joined into one, weighted (a surrogate constraint, Glover 1975), and the weights
 all hold; the best selection that holds all is taken, which need not be the best there is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,10 @@ from pipeline.search.knapsack import Knapsack, Option
 from pipeline.search.latency import LatencyTable
 from stages.offers.record import Offers, Sublayer
 from stages.prune.options import BlockShape, with_shapes
-from stages.vit.counts import count_macs, count_params
-from stages.vit.spec import ViTSpec
+from stages.vit.counts import attention_macs, count_macs, count_params, mlp_macs
+from stages.vit.spec import BlockSpec, ViTSpec
 
+Becomes = Callable[[ViTSpec], ViTSpec]
 TURNS = 24
 """knapsacks that are solved for several limits, at most"""
 
@@ -48,10 +49,14 @@ class Allocation:
 class Allocator:
     """Prices and costs of one model on one target; answers for any budget."""
 
-    def __init__(self, spec: ViTSpec, offers: Offers, table: LatencyTable) -> None:
+    def __init__(
+        self, spec: ViTSpec, offers: Offers, table: LatencyTable, becomes: Becomes = lambda spec: spec
+    ) -> None:
+        """becomes: what merging and later steps make of a pruned spec; parameters and MACs are counted of that."""
         self.spec, self.table = spec, table
-        self.groups = [_priced(one, spec, table) for one in offers.sublayers]
-        unpruned = {"latency": table.share(spec), "parameters": count_params(spec), "macs": count_macs(spec)}
+        finished = becomes(spec)
+        self.groups = [_priced(one, spec, table, becomes, finished) for one in offers.sublayers]
+        unpruned = {"latency": table.share(spec), "parameters": count_params(finished), "macs": count_macs(finished)}
         self.fixed = {
             name: total - sum(group.costs[name][-1] for group in self.groups) for name, total in unpruned.items()
         }
@@ -155,28 +160,56 @@ class Allocator:
         return with_shapes(self.spec, allocation.shapes)
 
 
-def _priced(sublayer: Sublayer, spec: ViTSpec, table: LatencyTable) -> Priced:
+def _priced(sublayer: Sublayer, spec: ViTSpec, table: LatencyTable, becomes: Becomes, finished: ViTSpec) -> Priced:
     shapes = tuple(offer.shape for offer in sublayer.offers)
-    block = spec.blocks[sublayer.block]
-    alone = block.replace(attention="off", heads=0, d_qk=0, d_v=0, mlp=False, mlp_width=0)
-    nothing = spec.replace(blocks=(alone,))
-    params, macs = count_params(nothing), count_macs(nothing)
+    index = sublayer.block
+    block = spec.blocks[index]
+    count = (
+        _counting(finished, index) if _counts_apart(spec, finished, index) else _counting_whole(spec, index, becomes)
+    )
     costs: dict[str, list[float]] = {"latency": [], "parameters": [], "macs": []}
     for shape in shapes:
         if sublayer.part == "mlp":
-            one = alone.replace(mlp=shape[0] > 0, mlp_width=shape[0])
+            one = block.replace(mlp=shape[0] > 0, mlp_width=shape[0])
             costs["latency"].append(table.mlp_share(shape[0]))
         else:
             heads, d_qk, d_v = shape
-            on = "on" if heads else "off"
-            one = alone.replace(attention=on, heads=heads, d_qk=d_qk, d_v=d_v)
+            one = block.replace(attention=block.attention if heads else "off", heads=heads, d_qk=d_qk, d_v=d_v)
             costs["latency"].append(table.attention_share((heads, d_qk, d_v)))
-        only = spec.replace(blocks=(one,))
-        costs["parameters"].append(count_params(only) - params)
-        costs["macs"].append(count_macs(only) - macs)
+        params, macs = count(one)
+        costs["parameters"].append(params)
+        costs["macs"].append(macs)
     return Priced(
         sublayer, shapes, tuple(offer.loss for offer in sublayer.offers), {name: tuple(c) for name, c in costs.items()}
     )
+
+
+def _counts_apart(spec: ViTSpec, finished: ViTSpec, index: int) -> bool:
+    """Whether a block is counted by itself: later steps leave its shape, and it merges no tokens by its keys."""
+    same = len(spec.blocks) == len(finished.blocks) and spec.blocks[index] == finished.blocks[index]
+    return same and not (finished.merge and finished.merge[index])
+
+
+def _counting(finished: ViTSpec, index: int) -> Callable[[BlockSpec], tuple[int, int]]:
+    """Count parameters and MACs of a block in its place."""
+    before, between = finished.tokens_in(index), finished.tokens_in(index + 1)
+    apart = finished.replace(merge=())
+
+    def count(block: BlockSpec) -> tuple[int, int]:
+        macs = attention_macs(finished, block, tokens=before) + mlp_macs(finished, block, tokens=between)
+        return count_params(apart.replace(blocks=(block,))), macs
+
+    return count
+
+
+def _counting_whole(spec: ViTSpec, index: int, becomes: Becomes) -> Callable[[BlockSpec], tuple[int, int]]:
+    """Count the finished model with a block in its place."""
+
+    def count(block: BlockSpec) -> tuple[int, int]:
+        whole = becomes(spec.replace(blocks=(*spec.blocks[:index], block, *spec.blocks[index + 1 :])))
+        return count_params(whole), count_macs(whole)
+
+    return count
 
 
 def _options(group: Priced, weights: Mapping[str, float]) -> list[Option]:

@@ -8,10 +8,11 @@ limits with nothing pruned needs no prices at all.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from pipeline.planner import PlannedStep
-from pipeline.search.decide import Allocation, Allocator
+from pipeline.search.decide import Allocation, Allocator, Becomes
 from pipeline.search.latency import Correction, LatencyTable
 from pipeline.search.record import Ground, spelled
 from stages.merge_tokens.options import MergeTokensOptions
@@ -34,6 +35,10 @@ class Start:
     spec: ViTSpec
     offers: Offers
     table: LatencyTable
+    becomes: Becomes = lambda spec: spec
+    """what later steps make of a spec, with all that pruning may add"""
+    reshaped: bool = False
+    """whether later steps change the model, so that it takes another time than the table says"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class Tried:
 
     def merged(self, spec: ViTSpec) -> ViTSpec:
         """A spec with this schedule."""
-        return spec if self.tokens is None else merging(MergeTokensOptions(counts=self.tokens.merge), spec)
+        return _merged(self.tokens, spec)
 
     def solve(self, limits: Mapping[str, float]) -> Allocation | None:
         """The choice of least loss, with latency as the whole models have corrected it."""
@@ -108,19 +113,21 @@ def look(
     spec: ViTSpec,
     loss: float,
     ratio: float | None,
+    becomes: Becomes = lambda spec: spec,
 ) -> Glimpse:
     """Say what a model that is smaller by itself may come to within the limits, by the prices of the one as it comes.
 
-    allocator: of the model as it comes. The rest: of the smaller one.
+    allocator: of the model as it comes. becomes: what later steps make of a spec. The rest: of the smaller one.
     """
+    finished, whole = becomes(spec), becomes(allocator.spec)
     shrunk = {
         "latency": ratio or 1.0,
-        "macs": count_macs(spec) / count_macs(allocator.spec),
-        "parameters": count_params(spec) / count_params(allocator.spec),
+        "macs": count_macs(finished) / count_macs(whole),
+        "parameters": count_params(finished) / count_params(whole),
     }
     aimed = aimed_at(limits)
     found = allocator.solve({name: limit / shrunk[name] for name, limit in aimed.items()})
-    sizes = {"latency": ratio or 1.0, "macs": count_macs(spec), "parameters": count_params(spec)}
+    sizes = {"latency": ratio or 1.0, "macs": count_macs(finished), "parameters": count_params(finished)}
     return Glimpse(
         model=model,
         spec=spec,
@@ -144,10 +151,10 @@ def taken_whole(glimpse: Glimpse, first: Start) -> Tried:
     spec = glimpse.spec
     whole = tuple(one.replace(offers=one.offers[-1:]) for one in first.offers.sublayers)
     table = first.table.scaled((glimpse.ratio or 1.0) / first.table.share(first.spec))
-    start = Start(
-        spec=spec, offers=first.offers.replace(sublayers=whole, merges=(), base_loss=glimpse.loss), table=table
+    start = replace(
+        first, spec=spec, offers=first.offers.replace(sublayers=whole, merges=(), base_loss=glimpse.loss), table=table
     )
-    allocator = Allocator(spec, start.offers, table)
+    allocator = Allocator(spec, start.offers, table, start.becomes)
     total = table.share(spec)
     one = Tried(start=start, tokens=None, allocator=allocator, points=[(total, glimpse.ratio or total)], priced=False)
     one.first = allocator.solve({})
@@ -172,11 +179,11 @@ def try_merging(
         one = Tried(
             start=start,
             tokens=tokens,
-            allocator=Allocator(start.spec, start.offers, start.table),
+            allocator=Allocator(start.spec, start.offers, start.table, partial(_finished, start, tokens)),
             points=[(total, total)],
         )
-        if tokens is not None and "latency" in limits:
-            title = f"{tokens.keep:g} of the tokens, {spelled(tokens.merge)}"
+        if "latency" in limits and (tokens is not None or start.reshaped):
+            title = f"{tokens.keep:g} of the tokens, {spelled(tokens.merge)}" if tokens else "with the later steps"
             one.points = [(total, whole(one.merged(start.spec), title))]
         began = time.perf_counter()
         one.first = one.solve(limits)
@@ -185,6 +192,14 @@ def try_merging(
         if one.total is not None:
             best = one.total if best is None else min(best, one.total)
     return tried, passed
+
+
+def _merged(tokens: MergeOffer | None, spec: ViTSpec) -> ViTSpec:
+    return spec if tokens is None else merging(MergeTokensOptions(counts=tokens.merge), spec)
+
+
+def _finished(start: Start, tokens: MergeOffer | None, spec: ViTSpec) -> ViTSpec:
+    return start.becomes(_merged(tokens, spec))
 
 
 def _loss(start: Start, tokens: MergeOffer | None) -> float:

@@ -120,7 +120,9 @@ class Correction:
 
         A slope that is not positive makes no sense; then only b is fitted. It stays between half and twice that b.
         """
-        at = np.array(points, dtype=float)
+        at = np.array([point for point in points if point[0] > 0], dtype=float)  # a sum of nothing tells nothing
+        if not len(at):
+            return cls()
         last_sum, last = at[-1]
         if len(at) == 1:
             return cls(0.0, float(last / last_sum))

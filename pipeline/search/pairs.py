@@ -51,16 +51,24 @@ def as_fast(first: Pair, found: Decision, other: Pair) -> float:
     return found.limits["latency"] * first.p50_ms / other.p50_ms
 
 
-def better(first: Pair, other: Pair, decisions: Mapping[str, Decision]) -> tuple[Pair, dict[str, str]]:
+def better(
+    first: Pair, other: Pair, decisions: Mapping[str, Decision], *, failed: str = ""
+) -> tuple[Pair, dict[str, str]]:
     """The pair that loses less altogether at the same milliseconds, and why the other one lost.
 
-    decisions: by name; of a pair that is not in it no shapes are that fast.
+    decisions: by name; of a pair that is not in it no shapes are that fast, or its search failed. One that was measured
+    within its limit goes before one that was not.
     """
+    if failed:
+        return first, {other.name: f"its search failed: {failed}"}
     if other.name not in decisions:
         return first, {other.name: f"no shapes of it are as fast as {first.name} may be"}
     totals = {one.name: one.loss + decisions[one.name].loss for one in (first, other)}
-    won, lost = (first, other) if totals[first.name] <= totals[other.name] else (other, first)
+    order = {name: (not decisions[name].kept, total) for name, total in totals.items()}
+    won, lost = (first, other) if order[first.name] <= order[other.name] else (other, first)
     unit = UNITS[decisions[won.name].unit]
+    if decisions[won.name].kept and not decisions[lost.name].kept:
+        return won, {lost.name: f"searched, too: no whole model of it was measured as fast as {won.name} may be"}
     words = (
         f"searched, too: as fast as {won.name} it loses {totals[lost.name]:.2g} {unit}, "
         f"that one {totals[won.name]:.2g} (precision and pruning)"

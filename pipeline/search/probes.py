@@ -38,6 +38,8 @@ BLOCKS = 4
 ONE, SEVERAL = "one block", "several blocks"
 MLP_SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 """of the widest MLP"""
+LEAST_REST, MOST_REST = 0.01, 0.5
+"""bounds of what embedding and head are taken to take of a whole model, where they were measured out of them"""
 TOGETHER = 6
 """probes that are measured in one go, interleaved with the unpruned engine"""
 SEARCHING = Procedure(
@@ -94,12 +96,19 @@ def probes_for(spec: ViTSpec, rules: ShapeRules, *, mlp: bool = True, attention:
 
 
 def engine_of(
-    planner: Planner, spec: ViTSpec, like: Candidate, *, title: str, alpha: Alpha | None = None
+    planner: Planner,
+    spec: ViTSpec,
+    like: Candidate,
+    *,
+    title: str,
+    alpha: Alpha | None = None,
+    returned: Sequence[str] = (),
 ) -> PlannedStep:
     """Plan the engine of a model of these shapes with random weights, built as the candidate's engine is.
 
     alpha: the SmoothQuant strength that the candidate's unpruned counterpart chose. Smoothing puts a multiplication
-    before most products, so that a probe without it would be faster than what it stands for.
+    before most products, so that a probe without it would be faster than what it stands for. returned: layers that
+    stay float, of those that the model has.
     """
     options = get_stage("random_weights").options(spec=spec)
     last = planner.step("random_weights", options, after=None, title=f"{title}: weights")
@@ -108,7 +117,9 @@ def engine_of(
             last = planner.step("export", step.options, after=last, title=f"{title}: export")
         elif step.stage == "quantize":
             assert isinstance(step.options, QuantizeOptions)
-            last = planner.step("quantize", step.options.quickly(alpha), after=last, title=f"{title}: quantize")
+            last = planner.step(
+                "quantize", step.options.quickly(alpha, returned), after=last, title=f"{title}: quantize"
+            )
     return planner.again(like.unpruned, after=last, title=f"{title}: compile")
 
 
@@ -144,6 +155,11 @@ def table_from(
         bytes_fixed=fixed,
         bytes_per_param=per_param,
     )
+    # Engines fuse, so that parts may sum to more than the whole, which would leave less than nothing for the rest.
+    least = min(max(empty, LEAST_REST * whole), MOST_REST * whole)
+    parts = table.sublayers(source)
+    if parts > whole - least:
+        table = table.scaled((whole - least) / parts)
     return table.replace(rest=whole - table.sublayers(source))
 
 

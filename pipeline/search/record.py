@@ -102,6 +102,8 @@ class Decision(Record):
     """sizes, widths and schedules of merging that were compared, where there were several"""
     sublayers: tuple[SublayerDecision, ...]
     rounds: tuple[Round, ...] = ()
+    kept: bool = True
+    """whether a whole model of the shapes was measured within the limit of latency, or there is none"""
     pareto: tuple[ParetoPoint, ...] = ()
     """of the ground chosen; of the model as it comes where that needed no prices, because it fits whole"""
     uniform: tuple[ParetoPoint, ...] = ()

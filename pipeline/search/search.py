@@ -101,20 +101,32 @@ class Search:
 
     def _start(self, model: PlannedStep, spec: ViTSpec, check: Check) -> Start:
         """Price and time the shapes of a model."""
-        return Start(spec=spec, offers=self.bench.offers(model), table=self.bench.table(spec, check))
+        return Start(
+            spec=spec,
+            offers=self.bench.offers(model),
+            table=self.bench.table(spec, check),
+            becomes=self._finished,
+            reshaped=self.bench.later(spec) != spec,
+        )
+
+    def _finished(self, spec: ViTSpec) -> ViTSpec:
+        """What a pruned spec becomes: after the later steps, and with every bias that repair and removal may add."""
+        return self.bench.later(spec.replace(patch_bias=True, proj_bias=True, fc2_bias=True))
 
     def _glimpses(
         self, changed: Sequence[PlannedStep], first: Start, limits: Mapping[str, float], check: Check
     ) -> list[Glimpse]:
         """Look at every size and width: what it loses and takes by itself, and what it may come to."""
-        allocator = Allocator(first.spec, first.offers, first.table)
+        allocator = Allocator(first.spec, first.offers, first.table, first.becomes)
         found = []
         for model in changed:
             spec = load_changed(self.bench, model)
             loss, ratio = self.bench.base_loss(model, named(spec)), None
             if "latency" in limits:
                 ratio, _ = check(f"time {named(spec)}", partial(self.bench.whole, spec, f"time {named(spec)}", 0.0))
-            found.append(look(allocator, limits, model=model, spec=spec, loss=loss, ratio=ratio))
+            found.append(
+                look(allocator, limits, model=model, spec=spec, loss=loss, ratio=ratio, becomes=self._finished)
+            )
         return found
 
     # The decision.
@@ -129,7 +141,7 @@ class Search:
                 passed.extend(over)
                 return found
 
-            timed = start.offers.merges and "latency" in limits
+            timed = (start.offers.merges or start.reshaped) and "latency" in limits
             done: list[Tried] = check(f"try merging{self._of(start.spec)}", work) if timed else work(_silent)
             return done
 
@@ -231,6 +243,7 @@ class Search:
             grounds=grounds,
             sublayers=tuple(_sublayers(allocator, best)),
             rounds=reached.rounds,
+            kept=reached.kept,
             pareto=tuple(map(point, shown.allocator.frontier("latency"))),
             uniform=tuple(map(point, shown.allocator.uniform())),
             table=ground.start.table,

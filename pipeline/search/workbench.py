@@ -54,6 +54,8 @@ class Workbench:
     candidate: Candidate
     spec: ViTSpec
     """of the model as it comes"""
+    source: ViTSpec
+    """of the source, whose engine is the unpruned one: another one, where steps before the pruning changed it"""
     search: SearchOptions
     later: Callable[[ViTSpec], ViTSpec]
     """what steps after the pruning make of a spec"""
@@ -73,6 +75,7 @@ class Workbench:
         options = get_stage("offers").options(
             mlp_multiple=rules.mlp_multiple,
             head_multiple=rules.head_multiple,
+            head_least=rules.head_least,
             head_widths=rules.head_widths,
             equal_head_widths=rules.equal_head_widths,
             mlp=search.mlp,
@@ -102,7 +105,14 @@ class Workbench:
     def table_key(self, spec: ViTSpec) -> str:
         """Return what a table is kept under."""
         steps = self._probe_steps(self._probes(spec))
-        return digest_of([[step.key for step in steps.values()], self.candidate.unpruned.key, measuring_code()])
+        return digest_of(
+            [
+                [step.key for step in steps.values()],
+                spec.model_dump(mode="json"),
+                self.candidate.unpruned.key,
+                measuring_code(),
+            ]
+        )
 
     def table(self, spec: ViTSpec, check: Check) -> LatencyTable:
         """Time the shapes of a model's sublayers."""
@@ -123,21 +133,29 @@ class Workbench:
 
         deciding: whether the interval decides that a limit is kept; more processes are measured then.
         """
-        step = engine_of(self.planner, self.later(spec), self.candidate, title=title, alpha=self._alpha())
+        finished = self.later(spec)
+        step = self._whole_step(finished, title)
         built = self._quietly(step, lambda text: tell(text, share))
         procedure = DECIDING if deciding else SEARCHING
         told = lambda text, _: tell(f"{title}: {text}", share)  # noqa: E731
-        return self._measure({WHOLE: built}, spec, told, procedure=procedure).ratios[WHOLE]
+        return self._measure({WHOLE: built}, finished, told, procedure=procedure).ratios[WHOLE]
+
+    def _whole_step(self, spec: ViTSpec, title: str) -> PlannedStep:
+        return engine_of(
+            self.planner, spec, self.candidate, title=title, alpha=self._alpha(), returned=self._returned()
+        )
 
     def _probes(self, spec: ViTSpec) -> dict[str, ViTSpec]:
         wanted = probes_for(spec, self.target.profile.shapes, mlp=self.search.mlp, attention=self.search.attention)
         probes = {probe.name: probe.spec for probe in wanted}
-        return probes if spec == self.spec else {WHOLE: spec, **probes}
+        return probes if spec == self.source else {WHOLE: spec, **probes}
 
     def _probe_steps(self, probes: Mapping[str, ViTSpec]) -> dict[str, PlannedStep]:
         alpha = self._alpha()
         return {
-            name: engine_of(self.planner, one, self.candidate, title=f"probe {name}", alpha=alpha)
+            name: self._whole_step(one, f"probe {name}")
+            if name == WHOLE
+            else engine_of(self.planner, one, self.candidate, title=f"probe {name}", alpha=alpha)
             for name, one in probes.items()
         }
 
@@ -147,6 +165,13 @@ class Workbench:
             if step.stage == "quantize":
                 return strength_of(self.runner.bring(step).manifest.facts)
         return None
+
+    def _returned(self) -> tuple[str, ...]:
+        """The layers that went back to float in the unpruned counterpart: whole models keep the same ones."""
+        for step in self.candidate.unpruned.line():
+            if step.stage == "quantize":
+                return tuple(one["layer"] for one in self.runner.bring(step).manifest.facts.get("returned", ()))
+        return ()
 
     def _measured_table(self, spec: ViTSpec, tell: Tell) -> LatencyTable:
         probes = self._probes(spec)
@@ -175,7 +200,7 @@ class Workbench:
             {name: one.folder for name, one in built.items()},
             self.inputs(spec.preprocess),
             unpruned=self.runner.bring(self.candidate.unpruned).folder,
-            unpruned_inputs=self.inputs(self.spec.preprocess),
+            unpruned_inputs=self.inputs(self.source.preprocess),
             batch=self.candidate.batch,
             threads=self.target.profile.threads,
             procedure=procedure,

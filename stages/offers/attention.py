@@ -81,6 +81,6 @@ def attention_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, optio
 def _legal(options: OffersOptions, most: int, fixed_width: bool) -> tuple[int, ...]:
     if fixed_width:
         return (most,)
-    if options.head_widths is not None:
-        return (*(width for width in sorted(set(options.head_widths)) if width < most), most)
-    return (*range(options.head_multiple, most, options.head_multiple), most)
+    multiples = range(options.head_multiple, most, options.head_multiple)
+    widths = multiples if options.head_widths is None else sorted(set(options.head_widths))
+    return (*(width for width in widths if options.head_least <= width < most), most)

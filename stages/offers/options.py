@@ -15,6 +15,7 @@ class OffersOptions(Record):
     mlp_multiple: int = Field(default=16, gt=0, description="widths of MLPs are multiples of this")
     head_widths: tuple[int, ...] | None = Field(default=None, description="widths of heads; null: multiples of 8")
     head_multiple: int = Field(default=8, gt=0, description="widths of heads are multiples of this")
+    head_least: int = Field(default=0, ge=0, description="no head is narrower, unless it is already")
     equal_head_widths: bool = Field(default=False, description="d_qk and d_v are the same")
     mlp: bool = Field(default=True, description="offer narrower MLPs")
     attention: bool = Field(default=True, description="offer narrower and fewer heads")

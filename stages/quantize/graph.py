@@ -44,17 +44,18 @@ def check_can_be_quantized(graph: onnx.GraphProto) -> None:
         )
 
 
-def match_nodes(graph: onnx.GraphProto, patterns: Sequence[str]) -> list[str]:
+def match_nodes(graph: onnx.GraphProto, patterns: Sequence[str], *, if_any: Sequence[str] = ()) -> list[str]:
     """Names of the nodes that a pattern fits, in graph order.
 
-    Raises InputError for a pattern that fits none, and for patterns that leave no matrix product.
+    if_any: patterns that may fit none. Raises InputError for another one that fits none, and for patterns that leave no
+    matrix product.
     """
     names = [node.name for node in graph.node]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             shown = [node.name for node in graph.node if node.op_type in WEIGHTED][:4]
             raise InputError(f"keep_float {pattern!r} fits no node; nodes are named like {', '.join(shown)}")
-    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in (*patterns, *if_any))]
     if not {node.name for node in graph.node if node.op_type in WEIGHTED} - set(found):
         raise InputError(f"keep_float {', '.join(map(repr, patterns))} keeps every matrix product in fp32; keep fewer")
     return found

@@ -69,7 +69,7 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
     source = context.input / GRAPH_FILE
     graph = read_graph(source)
     check_can_be_quantized(graph)
-    keep = {*match_nodes(graph, options.keep_float), *merge_nodes(graph)}
+    keep = {*match_nodes(graph, options.keep_float, if_any=options.keep_float_if_any), *merge_nodes(graph)}
     fp32 = set(keep)
     if options.precision in ("int8", "int8_dynamic", "fp8"):
         options = options.replace(scope=options.scope_of(transformer=is_transformer(graph)))

@@ -1,6 +1,6 @@
 """Stage quantize: what it is and what it can be told."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -73,6 +73,9 @@ class QuantizeOptions(Record):
     )
     keep_float: tuple[str, ...] = Field(
         default=(), description="patterns of node names that stay fp32, such as 'blocks.0.*' or 'head/*'"
+    )
+    keep_float_if_any: tuple[str, ...] = Field(
+        default=(), description="the same, of patterns that may fit no node: for graphs whose speed alone counts"
     )
     bias_correction: bool = Field(default=True, description="correct the mean error of each layer in its bias")
     largest_share: float = Field(
@@ -170,8 +173,11 @@ class QuantizeOptions(Record):
             return "all" if self.precision == "int8" and not for_tensorrt else "linears"
         return "attention" if self.scope == "all" and for_tensorrt else self.scope
 
-    def quickly(self, alpha: Alpha | None = None) -> Self:
-        """The same operators from hardly any images: for graphs whose speed alone counts. alpha: None is `off`."""
+    def quickly(self, alpha: Alpha | None = None, returned: Sequence[str] = ()) -> Self:
+        """The same operators from hardly any images: for graphs whose speed alone counts. alpha: None is `off`.
+
+        returned: layers that go back to float, where the graph has them. Such graphs may lack any layer.
+        """
         int8 = (
             {"alphas": ("off" if alpha is None else alpha,), "bias_correction": False}
             if self.precision == "int8"
@@ -180,6 +186,8 @@ class QuantizeOptions(Record):
         return self.replace(
             images=2,
             select_images=2,
+            keep_float=(),
+            keep_float_if_any=(*self.keep_float, *(f"{layer}/*" for layer in returned)),
             **int8,
             **{
                 name: type(self).model_fields[name].default

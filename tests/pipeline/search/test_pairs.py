@@ -12,8 +12,8 @@ from pipeline.search.pairs import Pair, as_fast, better, worth_a_search
 INT8 = Pair(name="openvino int8", p50_ms=4.0, loss=0.05)
 
 
-def decision(loss: float, **limits: float) -> Any:
-    return SimpleNamespace(loss=loss, limits=limits, unit="kl_nats", grounds=(), pareto=())
+def decision(loss: float, *, kept: bool = True, **limits: float) -> Any:
+    return SimpleNamespace(loss=loss, limits=limits, unit="kl_nats", grounds=(), pareto=(), kept=kept)
 
 
 def curve(*points: tuple[float | None, float]) -> tuple[Any, ...]:
@@ -88,3 +88,21 @@ def test_a_pair_that_cannot_be_as_fast_loses() -> None:
 
     assert won == INT8
     assert told == {"onnxruntime fp32": "no shapes of it are as fast as openvino int8 may be"}
+
+
+def test_what_was_measured_within_its_limit_goes_before_what_was_not() -> None:
+    other = Pair(name="onnxruntime fp32", p50_ms=5.0, loss=0.0)
+    first = decision(0.30, latency=0.6)
+
+    won, told = better(INT8, other, {INT8.name: first, other.name: decision(0.2, latency=0.48, kept=False)})
+
+    assert won == INT8
+    assert "no whole model of it was measured as fast" in told[other.name]
+
+
+def test_a_search_that_failed_is_told_so() -> None:
+    other = Pair(name="onnxruntime fp32", p50_ms=5.0, loss=0.0)
+
+    won, told = better(INT8, other, {INT8.name: decision(0.3, latency=0.6)}, failed="the worker was killed")
+
+    assert (won, told) == (INT8, {"onnxruntime fp32": "its search failed: the worker was killed"})
