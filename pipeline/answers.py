@@ -62,6 +62,13 @@ def prefixed(tell: Tell, what: str) -> Tell:
     return lambda message, share: tell(f"{what}: {message}", share)
 
 
+def usable_likeness(reference: "Floats", answers: "Floats", *, has_head: bool) -> float:
+    """The same of a candidate; NaN where one answer is not finite: such an engine is not to be trusted with others."""
+    import numpy as np
+
+    return likeness(reference, answers, has_head=has_head) if np.isfinite(answers).all() else float("nan")
+
+
 def likeness(reference: "Floats", answers: "Floats", *, has_head: bool) -> float:
     """Share of images with the same top-1 answer, or the mean cosine of features. Both [N, C] or [N, D]."""
     if has_head:

@@ -77,7 +77,7 @@ class AwayBuild(TargetWork):
     def _choice(self, reference: Reference, tell: Tell) -> Choice:
         """Which candidate stands in the bundle, and what there is of each."""
         agreements = {
-            one.name: self.agreement_of(one.graph, reference, prefixed(tell, one.name))[0]
+            one.name: self.usable_agreement_of(one.graph, reference, prefixed(tell, one.name))
             for one in self.target.candidates
         }
         winner = by_rule(self.target, agreements)

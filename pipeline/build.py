@@ -22,7 +22,7 @@ from pipeline.report.compose import Built
 from pipeline.report.record import Report
 from pipeline.runner import Runner
 from pipeline.search.pairs import as_fast, better, worth_a_search
-from pipeline.search.replan import replan, reshaping_after, searched_step
+from pipeline.search.replan import replan, reshaping_after, reshaping_before, searched_step
 from pipeline.search.search import Search
 from pipeline.search.workbench import Workbench
 from pipeline.slack import slack_of
@@ -160,7 +160,7 @@ class _TargetBuild(TargetWork):
         """Refuse what a search cannot try before anything is built for it."""
         step = searched_step(self.plan)
         if step is not None and isinstance(step.options, PruneOptions) and isinstance(before, ViTSpec):
-            reshaped(step.options, before)
+            reshaped(step.options, reshaping_before(self.plan, step)(before))
 
     # Choosing.
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.answers import Tell, engine_answers, likeness, prefixed, torch_answers
 from pipeline.events import Event
+from pipeline.keys import code_digest
 from pipeline.plan import AwayPlan, Plan, TargetPlan
 from pipeline.planner import PlannedStep
 from pipeline.plausible import told_of_source, unlike_timm
@@ -154,14 +155,25 @@ class TargetWork:
     def agreement_of(self, step: PlannedStep, reference: Reference, tell: Tell) -> tuple[float, float | None]:
         """Agreement of a model or graph with the source on `select`, and its top-1 where there are labels."""
         artifact = self.runner.bring(step)
-        key = digest_of([step.key, reference.key, reference.images.fingerprint])
+        key = self._agreement_key(step, reference)
         kept = self.runner.store.get_record("agreement", key)
         if kept is None:
             kept = self._agreement(artifact, reference, prefixed(tell, step.title))
             self.runner.store.put_record("agreement", key, kept)
         return kept["agreement"], kept["top1"]
 
+    def usable_agreement_of(self, step: PlannedStep, reference: Reference, tell: Tell) -> float:
+        """The same agreement of a candidate's graph; NaN where one of its answers is not finite."""
+        agreement, _ = self.agreement_of(step, reference, tell)
+        kept = self.runner.store.get_record("agreement", self._agreement_key(step, reference))
+        return agreement if kept is None or kept.get("finite", True) else float("nan")
+
+    def _agreement_key(self, step: PlannedStep, reference: Reference) -> str:
+        return digest_of([step.key, reference.key, reference.images.fingerprint, code_digest(("pipeline/answers.py",))])
+
     def _agreement(self, artifact: Artifact, reference: Reference, tell: Tell) -> dict[str, Any]:
+        import numpy as np
+
         if artifact.manifest.holds == Format.VIT:
             answers = torch_answers(artifact.folder, reference.pixels_for(artifact.folder), tell=tell)
         else:
@@ -175,7 +187,11 @@ class TargetWork:
         right = (
             float((answers.argmax(axis=1) == labels).mean()) if labels is not None and reference.spec.classes else None
         )
-        return {"agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)), "top1": right}
+        return {
+            "agreement": likeness(reference.answers, answers, has_head=bool(reference.spec.classes)),
+            "top1": right,
+            "finite": bool(np.isfinite(answers).all()),
+        }
 
     def select(self) -> ImageSet:
         """Images that choices are made on."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.answers import Tell, divergence, engine_answers, likeness, prefixed
+from pipeline.answers import Tell, divergence, engine_answers, prefixed, usable_likeness
 from pipeline.contest import decide
 from pipeline.plan import Candidate
 from pipeline.report.record import CandidateRow
@@ -103,7 +103,7 @@ def choose(
     for name, folder in engines.items():
         answers = engine_answers(folder, pixels, tell=prefixed(tell, name))
         losses[name] = divergence(reference, answers, has_head=has_head)
-        agreements[name] = likeness(reference, answers, has_head=has_head)
+        agreements[name] = usable_likeness(reference, answers, has_head=has_head)
         if has_head:
             same[name] = answers.argmax(axis=1) == reference.argmax(axis=1)
     if len(candidates) == 1:

@@ -374,7 +374,7 @@ def _ahead(
 
 def _agreement(budget: Budget) -> float:
     """Share of the images of `select` on which a quantized graph must answer as before."""
-    return round(1 - slack_of(budget), 6)
+    return max(round(1 - slack_of(budget), 6), 1e-6)  # a budget of 100 points asks for nothing
 
 
 def _wanted(recipe: "Recipe", choice: RuntimeChoice) -> bool:

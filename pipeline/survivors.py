@@ -15,6 +15,8 @@ from stages.quantize.stage import MIXED_RUNG, QuantizeOptions
 from targets.errors import InputError, StageError, WorkerError
 from targets.record import digest_of
 
+FAILURES = (InputError, StageError, WorkerError)
+
 
 def bring_candidates(
     runner: Runner, target: TargetPlan, ends: Callable[[Candidate], Iterable[PlannedStep]]
@@ -31,17 +33,7 @@ def bring_candidates(
             runner.bring(step)
     failed: dict[str, Exception] = {}
     spare: dict[str, str] = {}
-    broken: dict[str, Exception] = {}
-
-    def bring(step: PlannedStep) -> Artifact:
-        if step.key in broken:  # another candidate needed it: what took minutes to fail is not tried again
-            raise broken[step.key]
-        try:
-            return runner.bring(step)
-        except (InputError, StageError, WorkerError) as error:
-            broken[step.key] = error
-            raise
-
+    bring = Bringing(runner)
     rungs = Rungs(bring)
     for one, (name, steps) in zip(target.candidates, needs.items(), strict=True):
         try:
@@ -51,12 +43,12 @@ def bring_candidates(
                 continue
             for step in steps:
                 bring(step)
-        except (InputError, StageError, WorkerError) as error:
+        except FAILURES as error:
             failed[name] = error
-            if len(failed) == len(needs):  # a spare rung has another one that is not
+            rungs.forget(one)
+            if len(failed) + len(spare) == len(needs):
                 raise next(iter(failed.values())) from None
-            told = f"candidate {name} is out: {error}"
-            runner.watch(Event(kind="warning", target=runner.target, step=name, message=told))
+            warn_of_failure(runner, name, error)
     out = {**spare, **{name: f"failed: {error}" for name, error in failed.items()}}
     if not out:
         return target
@@ -71,14 +63,57 @@ def bring_candidates(
 
 
 def leave_spare(runner: Runner, target: AwayPlan) -> AwayPlan:
-    """Make the graphs of a target that is not at hand; returns it without the rungs that need no engine."""
-    rungs = Rungs(runner.bring)
-    spare = {one.name: why for one in target.candidates if (why := rungs.spare(one, one.graph)) is not None}
+    """Make what the candidates of a target need that is not at hand; returns it with those that could be made.
+
+    Without the rungs that need no engine. The failure of the last candidate ends the build with the first one's error.
+    """
+    bring = Bringing(runner)
+    rungs = Rungs(bring)
+    out: dict[str, str] = {}
+    for one in target.candidates:
+        try:
+            reason = rungs.spare(one, one.graph)
+            if reason is None:
+                for step in (one.engine or one.graph).line():
+                    bring(step)
+            else:
+                out[one.name] = reason
+        except FAILURES as error:
+            out[one.name] = f"failed: {error}"
+            if len(out) == len(target.candidates):
+                raise next(iter(bring.broken.values())) from None
+            rungs.forget(one)
+            warn_of_failure(runner, one.name, error)
     return replace(
         target,
-        candidates=tuple(one for one in target.candidates if one.name not in spare),
-        passed_over=(*target.passed_over, *spare.items()),
+        candidates=tuple(one for one in target.candidates if one.name not in out),
+        passed_over=(*target.passed_over, *out.items()),
     )
+
+
+class Bringing:
+    """Brings steps; what took minutes to fail is not tried again for another candidate."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.broken: dict[str, Exception] = {}
+        """by the key of a step, the first first"""
+
+    def __call__(self, step: PlannedStep) -> Artifact:
+        """Bring a step, or raise what it failed with before."""
+        if step.key in self.broken:
+            raise self.broken[step.key]
+        try:
+            return self._runner.bring(step)
+        except FAILURES as error:
+            self.broken[step.key] = error
+            raise
+
+
+def warn_of_failure(runner: Runner, name: str, error: Exception) -> None:
+    """Tell that a candidate is out."""
+    told = f"candidate {name} is out: {error}"
+    runner.watch(Event(kind="warning", target=runner.target, step=name, message=told))
 
 
 class Rungs:
@@ -112,3 +147,8 @@ class Rungs:
             return f"makes the same graph as {same}"
         made[candidate.name] = float(manifest.facts.get("agreement", 0.0))
         return None
+
+    def forget(self, candidate: Candidate | Prepared) -> None:
+        """A rung whose engine failed stands for no other one."""
+        self._agreements.get((candidate.runtime, candidate.precision), {}).pop(candidate.name, None)
+        self._graphs = {key: name for key, name in self._graphs.items() if name != candidate.name}

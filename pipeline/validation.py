@@ -134,9 +134,13 @@ def validate_graph(
     held: precision of what the graph holds.
     """
     from targets.facts import installed_version
+    from targets.worker import Worker
 
     started = time.monotonic()
-    how = ", which emulates bf16 in fp32" if held == "bf16" else ""
+    with Worker() as worker:
+        emulated = worker.load(subject.engines.engine[subject.batch], precision=held).facts.get("emulated")
+    sixteen = emulated if emulated in ("bf16", "fp16") else "its parts of 16 bits"
+    how = f", which emulates {sixteen} in fp32" if emulated else ""
     proxy = f"the same graph in onnxruntime {installed_version('onnxruntime')}, on this machine's processor{how}"
     tell("parity", None)
     parity = check_parity(subject, Readings.of(subject, select, pixels).engine, tell=tell)

@@ -92,9 +92,7 @@ def proof_of_layers(layers: Sequence[LayerRow], *, attention: bool) -> dict[str,
         if one.macs:
             macs[one.precision] = macs.get(one.precision, 0.0) + one.macs
     whole = sum(macs.values())
-    fused: bool | None = any(
-        word in text.lower() for one in layers for text in (one.operator, one.kernel) for word in FUSED
-    )
+    fused: bool | None = any(map(_is_fused, layers)) and not any(map(_is_a_softmax, layers))
     if not fused and time.get(UNTOLD, 0.0) > HIDDEN_SHARE:
         fused = None
     return {
@@ -103,6 +101,15 @@ def proof_of_layers(layers: Sequence[LayerRow], *, attention: bool) -> dict[str,
         "macs_by_precision": {name: count / whole for name, count in sorted(macs.items(), key=lambda pair: -pair[1])},
         "fused_attention": fused if attention else None,
     }
+
+
+def _is_fused(layer: LayerRow) -> bool:
+    return any(word in text.lower() for text in (layer.operator, layer.kernel) for word in FUSED)
+
+
+def _is_a_softmax(layer: LayerRow) -> bool:
+    """Whether a layer is the softmax of an attention that was not fused."""
+    return "softmax" in layer.operator.lower() and not _is_fused(layer)
 
 
 def told_noise(snr_db: Mapping[str, float]) -> Iterator[str]:
@@ -165,7 +172,13 @@ def told_layers(proof: Proof) -> Iterator[str]:
     if proof.time_by_precision:
         yield f"time of layers, by what goes in: {_shares(proof.time_by_precision)}"
     if proof.fused_attention is not None:
-        yield "attention runs as one kernel" if proof.fused_attention else "attention runs as separate kernels"
+        apart, fused = (sum(map(is_one, proof.layers)) for is_one in (_is_a_softmax, _is_fused))
+        if proof.fused_attention:
+            yield "attention runs as one kernel"
+        elif fused and apart:
+            yield f"attention runs as one kernel in {fused} layers, as separate kernels in {apart}"
+        else:
+            yield "attention runs as separate kernels"
     providers = sorted({one.provider for one in proof.layers})
     if providers:
         yield f"all {len(proof.layers):,} layers ran on {' and '.join(providers)}"

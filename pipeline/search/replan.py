@@ -1,6 +1,6 @@
 """From a plan that leaves shapes open, and a decision, to the plan of one target that runs."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,17 +20,25 @@ def searched_step(plan: Plan) -> PlannedStep | None:
 
 def reshaping_after(plan: Plan, step: PlannedStep) -> Callable[[ViTSpec], ViTSpec]:
     """Return what the steps after this one make of a spec."""
-    after = plan.compressed[plan.compressed.index(step) + 1 :]
-    changing = [(get_stage(one.stage), one.options) for one in after]
+    return _reshaping(plan.compressed[plan.compressed.index(step) + 1 :])
+
+
+def reshaping_before(plan: Plan, step: PlannedStep) -> Callable[[ViTSpec], ViTSpec]:
+    """Return what the steps before this one make of the source's spec; where images decide, the most that is left."""
+    return _reshaping(plan.compressed[: plan.compressed.index(step)])
+
+
+def _reshaping(steps: Sequence[PlannedStep]) -> Callable[[ViTSpec], ViTSpec]:
+    changing = [(get_stage(one.stage), one.options) for one in steps]
     changing = [(stage, options) for stage, options in changing if stage.produces == Format.VIT and stage.reshape]
 
-    def later(spec: ViTSpec) -> ViTSpec:
+    def reshaping(spec: ViTSpec) -> ViTSpec:
         for stage, options in changing:
             assert stage.reshape is not None
             spec = stage.reshape(options, spec)
         return spec
 
-    return later
+    return reshaping
 
 
 def replan(plan: Plan, target: TargetPlan, decision: Decision, names: Container[str]) -> tuple[Plan, TargetPlan]:
@@ -56,6 +64,7 @@ def replan(plan: Plan, target: TargetPlan, decision: Decision, names: Container[
     return made, replace(
         planned,
         candidates=tuple(one for one in planned.candidates if one.name in names),
+        passed_over=tuple(dict([*planned.passed_over, *target.passed_over]).items()),
         other_batches={
             batch: tuple(one for one in others if one.name in names) for batch, others in planned.other_batches.items()
         },

@@ -6,8 +6,10 @@ from pydantic import Field, model_validator
 
 from stages.prune_attention.options import AttentionShape, PruneAttentionOptions, check_shape
 from stages.prune_attention.options import Method as AttentionMethod
+from stages.prune_attention.options import refuse_impossible as refuse_attention
 from stages.prune_mlp.options import Method as MlpMethod
 from stages.prune_mlp.options import PruneMlpOptions, Refine
+from stages.prune_mlp.options import refuse_impossible as refuse_mlp
 from stages.prune_width.options import PruneWidthOptions, method_for
 from stages.prune_width.options import reshaped as narrowed
 from stages.resize_input.options import ResizeInputOptions
@@ -142,6 +144,7 @@ def shapes_asked(options: PruneOptions, spec: ViTSpec) -> tuple[BlockShape, ...]
 def reshaped(options: PruneOptions, spec: ViTSpec) -> ViTSpec:
     """Return the spec after the stage, without weights or images; for `auto` the spec as it is, the upper bound."""
     if options.blocks == "auto":
+        refuse_search(options, spec)
         for size in options.search.sizes:
             resized(ResizeInputOptions(size=(size, size)), spec)  # refuses what cannot be tried
         for keep in options.search.widths:
@@ -156,6 +159,20 @@ def reshaped(options: PruneOptions, spec: ViTSpec) -> ViTSpec:
         proj_bias=after.proj_bias or (repairs and cuts_attention(spec, shapes)),
         fc2_bias=after.fc2_bias or (repairs and cuts_mlp(spec, shapes)),
     )
+
+
+def refuse_search(options: PruneOptions, spec: ViTSpec) -> None:
+    """Raise InputError for what no search can prune as asked, before one begins."""
+    if any(spec.merge):
+        raise InputError("prune does not know models that merge tokens; put merge_tokens behind it")
+    if options.search.tokens and spec.rope:
+        raise InputError(
+            "prune.search.tokens asks for merged tokens, which a model with rotary positions cannot have; leave it out"
+        )
+    if options.search.mlp and any(block.mlp for block in spec.blocks):
+        refuse_mlp(options.for_mlps(), spec)
+    if options.search.attention and any(block.attention != "off" for block in spec.blocks):
+        refuse_attention(options.for_attention(), spec)
 
 
 def cuts_attention(spec: ViTSpec, shapes: tuple[BlockShape, ...]) -> bool:

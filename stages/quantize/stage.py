@@ -72,7 +72,7 @@ class QuantizeOptions(Record):
         default=256, gt=0, description="images of `select` that choose alpha; null: all of them"
     )
     keep_float: tuple[str, ...] = Field(
-        default=(), description="patterns of node names that stay fp32, such as 'blocks.0.*' or 'head/*'"
+        default=(), description="patterns of node names that stay fp32, such as 'blocks.0[./]*' or 'head/*'"
     )
     keep_float_if_any: tuple[str, ...] = Field(
         default=(), description="the same, of patterns that may fit no node: for graphs whose speed alone counts"

@@ -19,9 +19,9 @@ name = "onnxruntime"
 PRECISIONS = ("fp32", "int8", "int8_dynamic", "int8_weights", "fp8", "fp16")
 EMULATED = ("bf16",)
 """precisions of graphs that this provider has no kernels for: never built; loaded as fp32 graphs that round alike"""
-QUANTIZED = ("int8", "fp8")
-"""precisions whose graphs may hold 16 bits between their products: a plain graph is loaded as one that rounds alike,
-because this provider runs halves in fp32 without rounding, and bf16 not at all"""
+HALVED = ("int8", "fp8", "fp16")
+"""precisions whose graphs may hold 16 bits: a plain graph is loaded as one that rounds alike, because this provider
+runs halves in fp32 without rounding, so that what overflows on a GPU would not here, and bf16 not at all"""
 SLOW_FOR_INT8 = ("MatMulAddFusion",)
 """With a fixed batch this fusion makes a Gemm of every biased MatMul before its Q/DQ is seen, and such a Gemm
 runs in fp32 with its weights dequantised at every query: 2.5 times slower on ViT-Tiny (onnxruntime 1.31)."""
@@ -57,7 +57,7 @@ def load(path: Path, options: dict[str, Any]) -> OnnxRuntimeSession:
     """Load an engine's graph as it is, or optimise a plain .onnx file now."""
     precision = options.get("precision", "fp32")
     check_precision(name, precision, (*PRECISIONS, *EMULATED))
-    if precision in EMULATED or (precision in QUANTIZED and not options.get("optimized") and _has_halves(path)):
+    if precision in EMULATED or (precision in HALVED and not options.get("optimized") and _has_halves(path)):
         return EmulatedSession(path, options)
     return OnnxRuntimeSession(_graph(path, options))
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.answers import divergence
+from pipeline.answers import divergence, likeness, usable_likeness
 from pipeline.choose import Choice, as_good_as_the_best, pairs_of
 from pipeline.report.record import CandidateRow
 
@@ -42,6 +42,17 @@ def test_features_are_compared_by_their_cosine_alone() -> None:
 def test_answers_that_are_not_finite_never_compete() -> None:
     assert as_good_as_the_best({"a": math.nan, "b": 0.2}, {"a": answers(0), "b": answers(800)}) == ["b"]
     assert as_good_as_the_best({"a": math.nan}, {}) == []
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_one_answer_that_is_not_finite_is_enough(has_head: bool) -> None:
+    reference = np.random.default_rng(0).normal(size=(200, 8))
+    broken = reference.copy()
+    broken[17] = np.nan
+
+    assert likeness(reference, broken, has_head=has_head) == pytest.approx(0.995)
+    assert math.isnan(usable_likeness(reference, broken, has_head=has_head))
+    assert usable_likeness(reference, reference, has_head=has_head) == pytest.approx(1.0)
 
 
 def row(runtime: str, precision: str, p50_ms: float | None, *, chosen: bool, reason: str) -> CandidateRow:

@@ -1,6 +1,6 @@
 """A candidate that cannot be made loses; what they share is nobody's failure."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from pipeline.events import Event
 from pipeline.plan import AwayPlan, TargetPlan
 from pipeline.survivors import bring_candidates, leave_spare
 from stages.quantize.stage import QuantizeOptions
-from targets.errors import InputError, StageError
+from targets.errors import InputError, StageError, WorkerError
 
 
 @dataclass
@@ -109,9 +109,14 @@ def test_what_failed_for_one_is_not_tried_again_for_another() -> None:
 def test_one_whose_unpruned_counterpart_cannot_be_built_is_out_too() -> None:
     def candidate(name: str) -> tuple[str, Any]:
         return name, SimpleNamespace(
-            name=name, variant="", graph=SimpleNamespace(key="graph"), engine=chain("source", f"{name} engine"),
+            name=name,
+            runtime=name,
+            precision="int8",
+            variant="",
+            graph=SimpleNamespace(key="graph"),
+            engine=chain("source", f"{name} engine"),
             unpruned=chain("source", f"{name} unpruned"),
-        )  # fmt: skip
+        )
 
     made = dict([candidate("ort"), candidate("ov")])
     plan: Any = {"profile": None, "budget": None, "facts": {}, "baselines": {}, "other_batches": {}, "passed_over": ()}
@@ -199,14 +204,57 @@ def test_a_rung_that_fails_to_be_made_leaves_the_others() -> None:
     assert left.passed_over[-1] == ("openvino int8 linears", "failed: no memory")
 
 
-def test_a_target_that_is_not_at_hand_loses_its_spare_rungs_before_any_engine() -> None:
-    runner = PlayedRunner({}, graphs={"quantize linears": ("a", 0.999)})
-    rungs = [SimpleNamespace(**{**vars(one), "graph": one.engine.previous}) for one in ladder().candidates]
-    facts: Any = {"profile": None, "budget": None, "facts": {}, "source_graph": None}
-    away = AwayPlan(candidates=tuple(rungs), passed_over=(), away="no GPU", **facts)  # type: ignore[arg-type]
+def test_what_stood_for_a_rung_and_failed_stands_for_it_no_more() -> None:
+    held = {"quantize linears": ("a", 0.97), "quantize all": ("b", 0.999)}
+    runner = PlayedRunner({"compile all": StageError("no kernel")}, graphs=held)
 
-    left = leave_spare(runner, away)  # type: ignore[arg-type]
+    left = bring(runner, ladder())
+
+    assert [one.variant for one in left.candidates] == ["linears", "mixed"]
+
+
+def test_where_nothing_is_left_beside_spare_rungs_the_failure_is_told() -> None:
+    runner = PlayedRunner(
+        {"compile linears": StageError("no kernel"), "quantize mixed": StageError("no memory")},
+        graphs=dict.fromkeys(("quantize linears", "quantize all"), ("the same", 0.9)),
+    )
+    ordered = ladder()
+    only = replace(ordered, candidates=ordered.candidates[:1] + ordered.candidates[2:])
+
+    with pytest.raises(StageError, match="no kernel"):
+        bring(runner, only)
+
+
+def away(*variants: str) -> AwayPlan:
+    made = [one for one in ladder().candidates if one.variant in variants]
+    rungs = [SimpleNamespace(**{**vars(one), "graph": one.engine.previous}) for one in made]
+    facts: Any = {"profile": None, "budget": None, "facts": {}, "source_graph": None}
+    return AwayPlan(candidates=tuple(rungs), passed_over=(), away="no GPU", **facts)  # type: ignore[arg-type]
+
+
+def test_a_target_that_is_not_at_hand_loses_its_spare_rungs_before_their_engines() -> None:
+    runner: Any = PlayedRunner({}, graphs={"quantize linears": ("a", 0.999)})
+
+    left = leave_spare(runner, away("linears", "all", "mixed"))
 
     assert [one.variant for one in left.candidates] == ["linears", "all"]
     assert [name for name, _ in left.passed_over] == ["openvino int8 mixed"]
-    assert not [step for step in runner.brought if step.startswith("compile")]
+    assert "quantize mixed" not in runner.brought
+
+
+@pytest.mark.parametrize("step", ["quantize all", "compile all"])
+def test_what_cannot_be_made_for_a_target_that_is_not_at_hand_is_out(step: str) -> None:
+    runner: Any = PlayedRunner({step: WorkerError("float8 needs opset 19")})
+
+    left = leave_spare(runner, away("linears", "all"))
+
+    assert [one.variant for one in left.candidates] == ["linears"]
+    assert left.passed_over == (("openvino int8 all", "failed: float8 needs opset 19"),)
+    assert runner.told == ["warning: candidate openvino int8 all is out: float8 needs opset 19"]
+
+
+def test_where_all_fail_for_a_target_that_is_not_at_hand_the_first_says_why() -> None:
+    runner: Any = PlayedRunner({"quantize linears": StageError("the first"), "quantize all": StageError("another")})
+
+    with pytest.raises(StageError, match="the first"):
+        leave_spare(runner, away("linears", "all"))

@@ -39,11 +39,14 @@ def read_layers(text: str) -> list[dict[str, Any]]:
 def count_products(layers: list[dict[str, Any]], products: list[str]) -> dict[str, int]:
     """Precision of each product by the types that go into the layer that it became; `unknown`: it is in none."""
     ran: dict[str, str] = {}
+    moved: dict[str, str] = {}
     for layer in layers:
         precision = _precision(layer)
+        found = moved if str(layer.get("LayerType", "")).lower() in _MOVING else ran
         for node in _nodes(layer):
             if node in products:
-                ran[node] = _lower(precision, ran.get(node, precision))
+                found[node] = _lower(precision, found.get(node, precision))
+    ran = {**moved, **ran}  # what only converts numbers is named after a product, too
     return dict(Counter(ran.get(one, UNKNOWN) for one in products))
 
 

@@ -57,8 +57,12 @@ def test_time_and_macs_are_shared_out_by_precision():
 
 @pytest.mark.parametrize("operator", ["ScaledDotProductAttention", "MultiHeadAttention", "kgen_fmha_v2"])
 def test_attention_that_runs_as_one_kernel_is_seen(operator: str):
-    assert proof((*LAYERS, layer("attention", operator=operator))).fused_attention is True
+    apart = tuple(one for one in LAYERS if one.operator != "Softmax")
+    assert proof((*apart, layer("attention", operator=operator))).fused_attention is True
     assert proof().fused_attention is False
+    mixed = proof((*LAYERS, layer("attention", operator=operator)))
+    assert mixed.fused_attention is False
+    assert "attention runs as one kernel in 1 layers, as separate kernels in 1" in list(told_layers(mixed))
     assert proof(attention=False).fused_attention is None
 
 

@@ -112,7 +112,11 @@ def test_a_steep_line_of_noise_foretells_no_negative_time() -> None:
 positive = st.floats(0.01, 2)
 
 
-@given(points=st.lists(st.tuples(positive, positive), min_size=1, max_size=5), sums=st.tuples(positive, positive))
+any_sum = st.one_of(positive, st.floats(-1, 0))
+"""an engine may fuse so well that its parts sum to less than nothing beside the rest"""
+
+
+@given(points=st.lists(st.tuples(any_sum, positive), min_size=1, max_size=5), sums=st.tuples(positive, positive))
 def test_more_parts_take_longer_and_no_time_is_negative(
     points: list[tuple[float, float]], sums: tuple[float, float]
 ) -> None:
@@ -121,7 +125,8 @@ def test_more_parts_take_longer_and_no_time_is_negative(
 
     assert 0 < correction.measured(low) <= correction.measured(high)
     assert correction.allowed(correction.measured(low)) == pytest.approx(low, rel=1e-6)
-    assert correction.measured(points[-1][0]) == pytest.approx(points[-1][1])
+    told = [point for point in points if point[0] > 0]
+    assert not told or correction.measured(told[-1][0]) == pytest.approx(told[-1][1])
 
 
 def test_engine_bytes_follow_parameters() -> None:

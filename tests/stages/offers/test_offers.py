@@ -60,6 +60,21 @@ def test_every_sublayer_offers_every_legal_shape(make_model: MakeModel, pictures
     assert offers.unit == "kl_nats"
 
 
+def test_no_head_is_narrower_than_the_target_allows(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+    every, few = (
+        {
+            offer.shape[1:]
+            for offer in of(price(model, spec, pictures, options), 1, "attention").offers
+            if offer.shape[0]
+        }
+        for options in (OPTIONS, OPTIONS.replace(head_least=8))
+    )
+
+    assert few == {shape for shape in every if min(shape) >= 8}
+    assert few < every
+
+
 def test_less_width_never_costs_less(make_model: MakeModel, pictures: list[Tensor]) -> None:
     offers = price(*make_model(), pictures)
 

@@ -282,6 +282,26 @@ def test_a_graph_whose_speed_alone_counts_has_the_operators_of_the_one_it_stands
     assert kinds[0] == kinds[1]
 
 
+def test_a_graph_whose_speed_alone_counts_keeps_what_it_has_of_the_float_layers(
+    graph: Path, run_quantize: Run, tmp_path: Path
+) -> None:
+    options = QuantizeOptions(alphas=("off",), images=16, keep_float=("no.such.layer/*",))
+
+    quick = options.quickly("off", ["blocks.0.mlp.fc1", "blocks.99.mlp.fc1"])
+    found = run_quantize(graph, tmp_path / "quick", **quick.model_dump(exclude_unset=True))
+
+    made = read_graph(found.context.output / "model.onnx").node
+    by = {output: node.op_type for node in made for output in node.output}
+    inputs = {node.name: {by.get(name) for name in node.input} for node in made if node.op_type in ("MatMul", "Gemm")}
+
+    def is_float(layer: str) -> bool:
+        (found,) = [kinds for name, kinds in inputs.items() if name.startswith(f"{layer}/")]
+        return "DequantizeLinear" not in found
+
+    assert is_float("blocks.0.mlp.fc1")
+    assert not is_float("blocks.1.mlp.fc1")
+
+
 def test_the_strength_of_auto_is_the_number_that_it_found() -> None:
     facts = {"alpha": "auto", "candidates": [{"alpha": 0.5}, {"alpha": "auto", "strength": 0.85}]}
 

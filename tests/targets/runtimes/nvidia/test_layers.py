@@ -41,6 +41,14 @@ def test_every_product_of_a_fused_layer_counts_and_one_that_is_in_none_is_unknow
     assert count_products(layers, ["q", "v", "plain", "lost"]) == {"fp16": 2, "fp32": 1, "unknown": 1}
 
 
+def test_what_only_converts_numbers_does_not_say_in_what_a_product_ran() -> None:
+    product, converts = layer("Half", "Half", nodes="[ONNX Layer: fc1]", new=True), "[ONNX Layer: fc1]"
+    reformat = {**layer("Int8", nodes=converts, new=True), "Name": "r", "LayerType": "Reformat"}
+
+    assert count_products([reformat, product], ["fc1"]) == {"fp16": 1}
+    assert count_products([reformat], ["fc1"]) == {"int8": 1}  # nothing else is told
+
+
 def test_an_engine_that_tells_only_names_is_refused() -> None:
     with pytest.raises(WorkerError, match="built without details"):
         read_layers(json.dumps({"Layers": ["a", "b"], "Bindings": []}))
