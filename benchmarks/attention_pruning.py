@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.conditions import write_result
+from benchmarks.conditions import add_resume, measured_with, read_result, write_result
 from benchmarks.mlp_pruning import answer_gradients
 from benchmarks.real_vit import RealViT, told
 from stages.prune_attention.options import PruneAttentionOptions
@@ -129,11 +129,15 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int)
     parser.add_argument("--only", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    add_resume(parser)
     asked = parser.parse_args()
     real = RealViT(fit=asked.fit, evaluate=asked.evaluate)
     a_try = asked.fit != FIT or asked.evaluate or asked.only != list(METHODS) or asked.shapes != list(SHAPES)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = read_result("attention_pruning").get("rows", []) if asked.resume else []
     for name in asked.shapes:
+        if any(row["shape"] == name for row in rows):
+            continue
+        of_shape = []
         for given in variants(name, asked.only):
             options = PruneAttentionOptions.model_validate({"images": None, **given})
             started = time.perf_counter()
@@ -149,7 +153,7 @@ def main() -> None:
                 **real.figures(pruned),
                 "seconds": round(seconds, 1),
             }
-            rows.append(row)
+            of_shape.append(row)
             extra = "".join(
                 f" {word} {given[word]:g}" for word in ("take_back", "refine", "per_image") if word in given
             )
@@ -158,7 +162,8 @@ def main() -> None:
                 flush=True,
             )
         if name == HEADS:
-            rows.extend(peers(real))
+            of_shape += peers(real)
+        rows += [row | measured_with() for row in of_shape]
         if not a_try:
             print(f"wrote {write_result('attention_pruning', {**real.sets, 'rows': rows})}", flush=True)
 

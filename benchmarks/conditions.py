@@ -7,7 +7,10 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -15,6 +18,9 @@ PACKAGES = (
     *("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy"),
     *("tensorrt", "tensorrt-rtx"),
 )
+
+STAMP = ("measured_at", "commit", "uncommitted_changes", "cpu", "cores", "instruction_sets")
+"""what a row says that was measured apart from others"""
 
 
 def assets() -> Path:
@@ -27,9 +33,6 @@ def assets() -> Path:
 
 def conditions() -> dict[str, Any]:
     """Machine, versions, commit and time."""
-    from targets.facts import probe
-
-    facts = probe()
     found = {}
     for name in PACKAGES:
         try:
@@ -37,15 +40,29 @@ def conditions() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        **measured_with(),
         "python": platform.python_version(),
         "versions": found,
+        "load_average_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def measured_with() -> dict[str, Any]:
+    """Time, commit and processor, for a whole file or, where it is measured in parts, for a row.
+
+    Changes to result files alone do not count as changes of the code.
+    """
+    from targets.facts import probe
+
+    facts = probe()
+    changed = _git("status", "--porcelain", "--", ".", f":(exclude){RESULTS.relative_to(ROOT)}")
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(changed),
         "cpu": facts["cpu_model"],
         "cores": facts["cores"],
         "instruction_sets": facts["instruction_sets"],
-        "load_average_1min": round(os.getloadavg()[0], 2),
     }
 
 
@@ -56,6 +73,23 @@ def _git(*arguments: str) -> str:
     except OSError:
         return ""
     return done.stdout.strip()
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """What a result file says, each row with what it was measured with; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if data:
+        stamp = {key: one for key, one in data["conditions"].items() if key in STAMP}
+        data["rows"] = [stamp | row for row in data["rows"]]
+    return data
+
+
+def add_resume(parser: "argparse.ArgumentParser") -> None:
+    """Offer --resume."""
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what the result file has, measure what is missing in it"
+    )
 
 
 def write_result(name: str, data: dict[str, Any]) -> Path:

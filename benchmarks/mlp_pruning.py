@@ -1,6 +1,6 @@
 """Top-1 of ViT-Tiny after prune_mlp, without any training of the whole model: method, repair and width.
 
-    python benchmarks/mlp_pruning.py [--fit N] [--evaluate N] [--keep 0.5]
+    python benchmarks/mlp_pruning.py [--fit N] [--evaluate N] [--keep 0.5] [--resume]
 
 Calibrates on the 1,000 images of imagenet_train1000, evaluates on the 1,100 of imagenet_val, with torch in fp32. The
 stage's defaults were chosen on other images. Nothing is random but the order of tokens in `refine`, whose seed is the
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.conditions import write_result
+from benchmarks.conditions import add_resume, measured_with, read_result, write_result
 from benchmarks.real_vit import RealViT, told
 from benchmarks.rules_of_papers import corp_mlps, snp_mlps
 from stages.prune_mlp.options import PruneMlpOptions
@@ -118,17 +118,22 @@ def main() -> None:
     parser.add_argument("--fit", type=int, help="calibrate on so many images: a try, which writes nothing")
     parser.add_argument("--evaluate", type=int, help="evaluate on so many images: a try, which writes nothing")
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP), help="only these shares: a try")
+    add_resume(parser)
     asked = parser.parse_args()
     a_try = asked.fit or asked.evaluate or asked.keep != list(KEEP)
     real = RealViT(fit=asked.fit, evaluate=asked.evaluate)
-    rows: list[dict[str, Any]] = []
-    thresholds: list[dict[str, Any]] = []
+    before = read_result("mlp_pruning") if asked.resume else {}
+    rows: list[dict[str, Any]] = before.get("rows", [])
+    thresholds: list[dict[str, Any]] = before.get("thresholds", [])
     for keep in asked.keep:
+        if any(row["keep"] == keep for row in rows):
+            continue
+        of_keep = []
         for variant in VARIANTS:
             if keep > 0.25 or variant not in NOT_OF_A_QUARTER:
-                rows.append({"keep": keep, **measured(real, {"keep": keep, **variant})})
-        rows.extend(papers(real, keep))
-        rows.extend(peers(real, keep))
+                of_keep.append({"keep": keep, **measured(real, {"keep": keep, **variant})})
+        of_keep += papers(real, keep) + peers(real, keep)
+        rows += [row | measured_with() for row in of_keep]
         if keep == asked.keep[0]:
             thresholds = [measured(real, variant) for variant in THRESHOLDS]
         if not a_try:

@@ -1,6 +1,6 @@
 """Latency of the shapes that papers published, against their unpruned models: random weights, fp32, batch 1.
 
-    python benchmarks/published_latency.py [--runtimes onnxruntime openvino] [--groups DeiT-S ...] [--quick]
+    python benchmarks/published_latency.py [--runtimes onnxruntime openvino] [--groups DeiT-S ...] [--quick] [--resume]
 
 SNP: the authors' per-layer table, and the same with d_qk, d_v, MLP and stream rounded up to what kernels like. NOSE:
 DeiT-B without the attentions that the authors removed, alone and with ToMe on the other blocks as they ran it. DGMR:
@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.conditions import write_result
+from benchmarks.conditions import add_resume, measured_with, read_result, write_result
 from benchmarks.published_shapes import PUBLISHED, REMOVED
 from benchmarks.random_engines import P50, QUICK, time_shapes
 from stages.merge_tokens.options import MergeTokensOptions
@@ -92,12 +92,16 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--groups", nargs="+", default=list(groups()), choices=list(groups()))
     parser.add_argument("--quick", action="store_true", help="few queries, to try the script; writes nothing")
+    add_resume(parser)
     asked = parser.parse_args()
-    rows = []
+    rows = read_result("published_latency").get("rows", []) if asked.resume else []
     for runtime in asked.runtimes:
         for name in asked.groups:
+            if any((row["group"], row["runtime"]) == (name, runtime) for row in rows):
+                continue
             procedure = QUICK if asked.quick else P50
-            rows += time_shapes(name, groups()[name], runtime=runtime, procedure=procedure)
+            timed = time_shapes(name, groups()[name], runtime=runtime, procedure=procedure)
+            rows += [row | measured_with() for row in timed]
             if not asked.quick and asked.groups == list(groups()):
                 write_result("published_latency", {"precision": "fp32", "batch": 1, "rows": rows})
 

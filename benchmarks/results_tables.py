@@ -207,7 +207,7 @@ def builds(data: Row) -> Lines:
     rows = [
         [
             row["name"],
-            f"{row['asked']:g}" if row["asked"] else "50 % of MLPs",
+            row.get("asked_of") or (f"{row['asked']:g}" if row["asked"] else "50 % of MLPs"),
             percent(row["macs_share"]),
             f"{row['ratio']:.3f} {interval(row['ratio_ci95'], 3)}",
             percent(row["top1"]),

@@ -43,7 +43,8 @@ class AwayBuild(TargetWork):
         self.target = leave_spare(self.runner, self.target)
         for step in self.target.steps():
             self.runner.bring(step)
-        reference = self.reference(self._file(self.target.source_graph), self.target.source_graph.key, before)
+        source = self.target.source_graph
+        reference = self.reference(self._file(source), self.runner.contents(source), before)
         choice = self.check("choose by rule", lambda tell: self._choice(reference, tell))
         winner = next(one for one in self.target.candidates if one.name == choice.winner)
         agreements = self.check("compare stages", lambda tell: self.stage_agreements(winner.graph, reference, tell))
@@ -132,8 +133,8 @@ class AwayBuild(TargetWork):
         texts = recipe.measure.text_embeddings
         return digest_of(
             {
-                "graph": winner.graph.key,
-                "baseline": self.target.source_graph.key,
+                "graph": self.runner.contents(winner.graph),
+                "baseline": self.runner.contents(self.target.source_graph),
                 "select": self.select().fingerprint,
                 "evaluate": evaluate.fingerprint if evaluate else None,
                 "measure": recipe.measure.model_dump(mode="json"),

@@ -21,6 +21,7 @@ from pipeline.reference import Reference
 from pipeline.report.compose import Built
 from pipeline.report.record import Report
 from pipeline.runner import Runner
+from pipeline.search.limits import UnreachableError
 from pipeline.search.pairs import as_fast, better, worth_a_search
 from pipeline.search.replan import replan, reshaping_after, reshaping_before, searched_step
 from pipeline.search.search import Search
@@ -124,7 +125,7 @@ class _TargetBuild(TargetWork):
         for step in self.target.steps():
             self.runner.bring(step)
         baseline = self._engine(self._baseline)
-        lazy = self.reference(baseline, self._baseline.key, before)
+        lazy = self.reference(baseline, self.runner.contents(self._baseline), before)
         choice = self.check("compare candidates", lambda tell: self._choose(lazy, baseline, tell))
         choice = choice.joined_with(self.pair, self.searched)
         winner = next(one for one in self.target.candidates if one.name == choice.winner)
@@ -171,7 +172,7 @@ class _TargetBuild(TargetWork):
         limits = Budget() if unpruned else self.target.budget  # the unpruned need not keep them
         key = digest_of(
             [
-                [one.key for one in engines.values()],
+                [self.runner.contents(one) for one in engines.values()],
                 reference.key,
                 reference.images.fingerprint,
                 slack_of(self.target.budget),
@@ -208,7 +209,7 @@ class _TargetBuild(TargetWork):
         """
         baseline = self._engine(self._baseline)
         self.target = bring_candidates(self.runner, self.target, lambda one: (one.unpruned,))
-        lazy = self.reference(baseline, self._baseline.key, before)
+        lazy = self.reference(baseline, self.runner.contents(self._baseline), before)
         choice = self.check("compare runtimes", lambda tell: self._choose(lazy, baseline, tell, unpruned=True))
         self.pair = choice
         first, others = pairs_of(choice)
@@ -220,9 +221,9 @@ class _TargetBuild(TargetWork):
             failed = ""
             try:
                 decisions[other.name] = self._searched(other.name, lazy, before, at_most=as_fast(first, found, other))
-            except InputError:  # no shapes of it are that fast
+            except UnreachableError:  # no shapes of it are that fast
                 pass
-            except (StageError, WorkerError) as error:  # the first pair's shapes are there
+            except (InputError, StageError, WorkerError) as error:  # the first pair's shapes are there
                 failed = str(error)
             won, self.searched = better(first, other, decisions, failed=failed)
         # Shapes of one pair are no good ones of the other: it may be faster by them, and over the budget or lose more.
@@ -305,7 +306,7 @@ class _TargetBuild(TargetWork):
         return validate(subject, select=self.select(), evaluate=evaluate, pixels=self.pixels, tell=tell)
 
     def _validation_key(self, winner: Candidate) -> str:
-        recipe = self.plan.recipe
+        recipe, contents = self.plan.recipe, self.runner.contents
         batches = sorted(self.target.baselines)
         others = [
             next(one for one in self.target.other_batches[batch] if one.name == winner.name)
@@ -315,8 +316,8 @@ class _TargetBuild(TargetWork):
         evaluate = self.plan.images.get(Role.EVALUATE)
         return digest_of(
             {
-                "engines": [[one.engine.key, one.unpruned.key] for one in (winner, *others)],
-                "baselines": [self.target.baselines[batch].key for batch in batches],
+                "engines": [[contents(one.engine), contents(one.unpruned)] for one in (winner, *others)],
+                "baselines": [contents(self.target.baselines[batch]) for batch in batches],
                 "select": self.select().fingerprint,
                 "evaluate": evaluate.fingerprint if evaluate else None,
                 "measure": recipe.measure.model_dump(mode="json"),

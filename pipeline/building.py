@@ -169,7 +169,8 @@ class TargetWork:
         return agreement if kept is None or kept.get("finite", True) else float("nan")
 
     def _agreement_key(self, step: PlannedStep, reference: Reference) -> str:
-        return digest_of([step.key, reference.key, reference.images.fingerprint, code_digest(("pipeline/answers.py",))])
+        files = self.runner.contents(step)
+        return digest_of([files, reference.key, reference.images.fingerprint, code_digest(("pipeline/answers.py",))])
 
     def _agreement(self, artifact: Artifact, reference: Reference, tell: Tell) -> dict[str, Any]:
         import numpy as np

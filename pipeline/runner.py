@@ -17,6 +17,7 @@ from stages.data.images import ImageSet
 from stages.data.source import DataSource
 from stages.stage import Role, StageContext, StageResult
 from targets.errors import StageError
+from targets.record import digest_of
 
 
 @dataclass(kw_only=True)
@@ -50,6 +51,11 @@ class Runner:
         self.done[step.key] = artifact
         self._tell(step, "step_finished", seconds=artifact.manifest.seconds, cached=artifact.cached)
         return artifact
+
+    def contents(self, step: PlannedStep) -> str:
+        """Digest of a step's files. What was measured belongs to it: a step that is made again has its key, but an
+        engine built anew may hold other kernels."""
+        return digest_of({name: one.sha256 for name, one in self.bring(step).manifest.files.items()})
 
     def _run(self, step: PlannedStep) -> Artifact:
         stage = get_stage(step.stage)

@@ -161,7 +161,8 @@ def _summary(built: Built) -> TargetSummary:
         board, chosen, baseline = profile.board.description, "by rule", "onnxruntime"
     else:
         board = str(target.facts.get("cpu_model", profile.board.description))
-        chosen = "by measurement" if len(target.candidates) > 1 else "by recipe"
+        failed = sum(" " in name for name, _ in target.passed_over)  # candidates; runtimes alone have no precision
+        chosen = "by measurement" if len(built.choice.rows) + failed > 1 else "by recipe"
         baseline = str(getattr(target.baselines[winner.batch].options, "runtime", ""))
     needed = next((one.versions for one in profile.runtimes if one.name == choice), "")
     return TargetSummary(

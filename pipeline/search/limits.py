@@ -10,6 +10,10 @@ SEARCHED = ("latency_ratio", "latency_p50_ms", "parameters", "macs", "engine_byt
 """keys of the budget that a search can keep"""
 
 
+class UnreachableError(InputError):
+    """No shapes of the model keep the limits."""
+
+
 def needs_a_limit(budget: Budget) -> None:
     """Raise InputError where nothing in the budget says how small the model has to become."""
     if all(getattr(budget, name) is None for name in SEARCHED):
@@ -43,10 +47,10 @@ def limits_of(budget: Budget, table: LatencyTable) -> dict[str, float]:
 
 
 def refuse_unreachable(limits: Mapping[str, float], cheapest: Mapping[str, float]) -> None:
-    """Raise InputError for a limit that no legal shapes keep."""
+    """Raise UnreachableError for a limit that no legal shapes keep."""
     for name, limit in limits.items():
         if limit < cheapest[name]:
-            raise InputError(
+            raise UnreachableError(
                 f"no shapes of this model keep {WORDS[name]} within {_number(limit)}: the smallest that may be had is "
                 f"{_number(cheapest[name])}; allow more, or choose a smaller model"
             )

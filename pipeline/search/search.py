@@ -15,7 +15,7 @@ from pipeline.search.best_first import Pursuit, Reached
 from pipeline.search.decide import Allocation, Allocator
 from pipeline.search.grounds import AIM, Glimpse, Start, Tried, look, taken_whole, try_merging
 from pipeline.search.latency import Correction
-from pipeline.search.limits import limits_of, refuse_unreachable
+from pipeline.search.limits import UnreachableError, limits_of, refuse_unreachable
 from pipeline.search.probes import measuring_code
 from pipeline.search.record import Decision, Ground, ParetoPoint, Round, SublayerDecision
 from pipeline.search.workbench import Check, Tell, Workbench, named
@@ -161,7 +161,9 @@ class Search:
         if best is None:
             refuse_unreachable(limits, {name: min(one.cheapest(name) for one in pursuit.tried) for name in limits})
             # Each limit alone can be kept, but not all of them together.
-            raise InputError(f"no shapes of this model keep all of {', '.join(limits)} together; allow more of one")
+            raise UnreachableError(
+                f"no shapes of this model keep all of {', '.join(limits)} together; allow more of one"
+            )
         reached = {id(one.ground): one.loss for one in pursuit.reached}
         grounds = (
             *(_ground(one, best=reached.get(id(one), one.total), chosen=one is best.ground) for one in pursuit.tried),

@@ -19,6 +19,8 @@ INTEGER = ("MatMulInteger", "ConvInteger")
 """products of integers that are quantized in every query"""
 BLOCKED_OPSET = 21
 """DequantizeLinear's block_size"""
+FP8_OPSET = 19
+"""QuantizeLinear to E4M3"""
 
 
 def read_graph(path: Path) -> onnx.GraphProto:
@@ -102,12 +104,7 @@ def join_pairs(groups: Mapping[str, Sequence[str]], pairs: Iterable[tuple[str, s
 def check_block(path: Path, block: int, keep: Collection[str]) -> None:
     """Raise InputError where weights cannot share scales by blocks of inputs."""
     model = onnx.load(path, load_external_data=False)
-    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    if opset < BLOCKED_OPSET:
-        raise InputError(
-            f"block {block} needs opset {BLOCKED_OPSET}, the graph has {opset}; "
-            f"export with opset {BLOCKED_OPSET}, or leave block out"
-        )
+    check_opset(model, BLOCKED_OPSET, f"block {block}", "leave block out")
     weights = {one.name: tuple(one.dims) for one in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type not in ("MatMul", "Gemm") or node.name in keep or len(weights.get(node.input[1], ())) != 2:
@@ -116,6 +113,15 @@ def check_block(path: Path, block: int, keep: Collection[str]) -> None:
         inputs = weights[node.input[1]][1 if transposed else 0]
         if inputs % block:
             raise InputError(f"block {block} does not divide the {inputs} inputs of {node.name!r}; take a divisor")
+
+
+def check_opset(model: onnx.ModelProto, needed: int, what: str, instead: str) -> None:
+    """Raise InputError where a graph's operator set is too old."""
+    found = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    if found < needed:
+        raise InputError(
+            f"{what} needs opset {needed}, the graph has {found}; export with opset {needed} or later, or {instead}"
+        )
 
 
 def count_products(graph: onnx.GraphProto, precision: str) -> tuple[int, int]:

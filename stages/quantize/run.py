@@ -17,9 +17,11 @@ from stages.quantize.agreement import Agreement, choose
 from stages.quantize.calibrate import Job
 from stages.quantize.candidates import make_candidates
 from stages.quantize.graph import (
+    FP8_OPSET,
     attention_products,
     check_block,
     check_can_be_quantized,
+    check_opset,
     count_products,
     is_transformer,
     join_pairs,
@@ -75,6 +77,8 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
         options = options.replace(scope=options.scope_of(transformer=is_transformer(graph)))
     if options.precision == "int8_dynamic" and options.scope == "linears":
         keep |= set(attention_products(graph))
+    if options.precision == "fp8":
+        check_opset(onnx.load(source, load_external_data=False), FP8_OPSET, "fp8", "take int8")
     if options.block is not None:
         check_block(source, options.block, keep)
     preprocess = read_described(context.input).preprocess
@@ -101,6 +105,7 @@ def quantize_graph(options: "QuantizeOptions", context: StageContext) -> StageRe
             _return_layers(options, context, chosen, judge, join_pairs(layers(graph, rung.keep), pairs))
         if options.rest not in (None, "float32"):
             rung.final, rung.judged = _narrow(options, context, chosen, judge, pixels, preprocess, fp32)
+            _judge_budget_again(options, chosen)
     place_graph(chosen.graph if rung.final is None else rung.final, context.output / GRAPH_FILE)
     onnx.checker.check_model(str(context.output / GRAPH_FILE), full_check=True)
     for name in (*DESCRIPTIONS, LABELS_FILE):
@@ -181,6 +186,23 @@ def _narrow(
     chosen.facts |= {**made.facts, "agreement_float32_rest": chosen.found.share}
     chosen.graph, chosen.found = made.emulated, judge.agreement(made.emulated, options.precision)
     return made.graph, f"emulation that rounds to {rest} what is not quantized, in ONNX Runtime on the CPU"
+
+
+def _judge_budget_again(options: "QuantizeOptions", chosen: Chosen) -> None:
+    """Layers went back to float beside a rest in fp32; the graph that is left has one of 16 bits."""
+    budget = chosen.facts.get("budget")
+    if budget is None or not budget["met"] or chosen.found.share >= budget["agreement"]:
+        return
+    budget["met"] = False
+    log.warning(
+        "%s agrees on %.1f %% of the select images with its rest in %s (%.1f %% with the rest in fp32), "
+        "budget_agreement asks for %.1f %%; say `rest: float32`, or ask for a little more",
+        options.precision,
+        100 * chosen.found.share,
+        options.rest,
+        100 * chosen.facts["agreement_float32_rest"],
+        100 * budget["agreement"],
+    )
 
 
 def _sweeps(options: "QuantizeOptions") -> bool:

@@ -1,14 +1,16 @@
-"""From a frozen model to its int8 graph: Q/DQ operators weights as int8 constants."""
+"""From a frozen model to its int8 graph: Q/DQ operators, weights as int8 constants."""
 
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from stages.export.graph import Batch, check_operators, save_graph, tidy, trace_named
 from stages.export.run import check_file
+from stages.quantize.sinking import sink_quantizers
 from stages.quantize_aware.insert import QuantizedViT
 
 HOOKS = "__nncf_hooks"
@@ -27,8 +29,16 @@ def write_graph(
     check_operators(graph)
     folder.mkdir(parents=True, exist_ok=True)
     files = save_graph(graph, folder)
+    _sink(files[0])
     check_file(files[0])
     return files
+
+
+def _sink(path: Path) -> None:
+    """Round the token that is picked, not all of them; weights that lie beside the graph stay there."""
+    written = onnx.load(path, load_external_data=False)
+    sink_quantizers(written)
+    onnx.save(written, path)
 
 
 def _transpose_codes(graph: ir.Graph) -> None:

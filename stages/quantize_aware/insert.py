@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 UNWANTED = ("openvino", "openvino_telemetry")
 """what NNCF imports though torch alone is asked for: a runtime, and what reports every run to NNCF's makers"""
+FLOAT_FOR_TENSORRT = ("matmul", "__matmul__", "conv2d")
+"""what quantize leaves in float in symmetric graphs: one product of an attention is not fused without the other"""
 
 
 class QuantizedViT(nn.Module):
@@ -101,6 +103,7 @@ def _quantized(root: nn.Module, images: Sequence[Tensor], options: "QuantizeAwar
         nncf.Dataset(images),
         preset=nncf.QuantizationPreset.PERFORMANCE if options.symmetric else nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=nncf.IgnoredScope(types=list(FLOAT_FOR_TENSORRT), validate=False) if options.symmetric else None,
         subset_size=len(images),
         fast_bias_correction=True,
         advanced_parameters=AdvancedQuantizationParameters(

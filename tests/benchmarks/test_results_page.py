@@ -108,6 +108,8 @@ def test_builds_are_shown_with_their_intervals(results: Any) -> None:
         "drop_ci95": [5.5, 9.4],
         "agreement": 0.81,
     }
-    results("allocation", {"runtime": "onnxruntime", "precision": "fp32", "rows": [row]})
+    uniform = {**row, "name": "dgmr", "asked": 0.5, "asked_of": "50% of MLPs"}
+    results("allocation", {"runtime": "onnxruntime", "precision": "fp32", "rows": [row, uniform]})
 
+    assert "| dgmr | 50% of MLPs | 66.0 | 0.683 " in results_page.page()
     assert "| allocated | 0.7 | 66.0 | 0.683 [0.670, 0.695] | 72.4 | 7.4 [5.5, 9.4] | 81.0 |" in results_page.page()

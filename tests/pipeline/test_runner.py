@@ -104,6 +104,16 @@ def test_fresh_runs_every_step_once(runner: Runner) -> None:
     assert once is new
 
 
+def test_what_was_measured_belongs_to_the_files_of_a_step_not_to_its_key(runner: Runner) -> None:
+    first = runner.contents(step("a", text="kernels of one build"))
+    again = Runner(store=runner.store, images={}, sources={}, seed=0, fresh=True)
+    other = again.contents(step("a", text="kernels of another"))
+    back = Runner(store=runner.store, images={}, sources={}, seed=0, fresh=True)
+
+    assert runner.contents(step("a")) == first != other
+    assert back.contents(step("a", text="kernels of one build")) == first
+
+
 @pytest.mark.parametrize(
     ("trouble", "error", "message"),
     [

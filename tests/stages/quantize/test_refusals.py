@@ -83,6 +83,13 @@ def test_a_batch_above_one(write_graph: Callable[..., Path], run_quantize: Run, 
     assert_refused(run_quantize, graph, tmp_path, "batch is fixed at 2, .* export it with batch 'dynamic'")
 
 
+def test_fp8_of_an_older_operator_set(write_graph: Callable[..., Path], run_quantize: Run, tmp_path: Path) -> None:
+    graph = write_graph(tmp_path, opset=18)
+    reason = "fp8 needs opset 19, the graph has 18; export with opset 19 or later, or take int8"
+
+    assert_refused(run_quantize, graph, tmp_path, reason, precision="fp8")
+
+
 @pytest.mark.parametrize("role", ["fit", "select"])
 def test_no_images(role: str, graph: Path, run_quantize: Run, tmp_path: Path) -> None:
     assert_refused(run_quantize, graph, tmp_path, f"{role} holds no images", **{role: 0})
