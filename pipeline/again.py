@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from targets.bundle.write import BUILT
 from targets.profile import TargetProfile
+from targets.runtimes.engine import ENGINE_FILE
 from targets.runtimes.intel.options import DEVICES
 from targets.runtimes.own import BATCHES, own_table, split_options
 
@@ -28,13 +30,14 @@ class Again:
 
 
 def build_again(bundle: Path, manifest: Mapping[str, Any], *, batch: int | None = None) -> Again:
-    """As the bundle's engine was built; where it has none, as the profile in target.json says.
+    """As the bundle's engine was built, also one that a package left out; else as the profile in target.json says.
 
     batch: images per query, where it is not the bundle's own.
     """
-    engine, target = bundle / "engine" / "engine.json", bundle / "target.json"
-    if engine.is_file():
-        return _as_engine(json.loads(engine.read_text()))
+    target = bundle / "target.json"
+    for built in (bundle / "engine" / ENGINE_FILE, bundle / BUILT):
+        if built.is_file():
+            return _as_engine(json.loads(built.read_text()))
     if target.is_file():
         return _as_profile(TargetProfile.model_validate_json(target.read_text()), manifest, batch)
     return Again()

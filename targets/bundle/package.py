@@ -21,7 +21,7 @@ from targets.bundle.manifest import BundledFile, BundleManifest
 from targets.bundle.reproduce import REPRODUCE_SCRIPT
 from targets.bundle.run import MANIFEST, MAX_MANIFEST_BYTES, SUMS, BundleError, parse_manifest, sums_text
 from targets.bundle.verify import check_bundle
-from targets.bundle.write import CARD, json_text, onnx_facts, written_files
+from targets.bundle.write import BUILT, CARD, json_text, onnx_facts, written_files
 from targets.errors import InputError, StageError, StoreError
 from targets.record import Record
 from targets.runtimes.engine import read_engine
@@ -128,6 +128,7 @@ def _contents(
     if changed.engine_sha256 is None:
         contents = {name: content for name, content in contents.items() if not name.startswith("engine/")}
         engine = {key: engine[key] for key in ("options", "at_load") if key in engine}
+        contents[BUILT] = json_text({"runtime": manifest.runtime, **engine}).encode()
     if options.licence_file is not None:
         contents[LICENCE_FILE] = _licence_text(options.licence_file)
     for name in _WRITTEN:

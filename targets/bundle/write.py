@@ -29,6 +29,8 @@ from targets.runtimes.own import own_table
 LICENCE = "not stated; that of the source model's weights holds"
 CARD = "card.json"
 """the figures that README.md is written from"""
+BUILT = "build.json"
+"""threads and options of an engine that a package leaves out, for whoever builds it again"""
 STALE_SECONDS = 3600
 """a temporary folder beside the bundle that is older was left by a killed process"""
 

@@ -41,6 +41,14 @@ def test_as_the_engine_was_built_but_for_what_is_of_its_batch(tmp_path: Path) ->
     )
 
 
+def test_an_engine_that_a_package_left_out_is_built_as_it_was(tmp_path: Path) -> None:
+    built = {"runtime": "openvino", "options": {"threads": 2, "hint": "latency"}, "at_load": {"cores": [0, 1]}}
+
+    assert build_again(bundle(tmp_path, build=built), {}) == Again(
+        threads=2, options={"hint": "latency"}, at_load={"cores": [0, 1]}
+    )
+
+
 def test_openvino_keeps_hint_and_streams(tmp_path: Path) -> None:
     engine = {"runtime": "openvino", "options": {"precision": "fp32", "hint": "throughput", "streams": 2}}
 

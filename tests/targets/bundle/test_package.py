@@ -105,6 +105,7 @@ def test_without_its_engine_the_graph_runs(make_bundle: Make, tmp_path: Path) ->
     assert (made.manifest.engine_sha256, made.manifest.bound_to) == (None, {})
     assert done.stdout.splitlines()[1].endswith("red")
     assert "this bundle has no engine yet; running model.onnx" in done.stderr
+    assert json.loads(read(made.path, "build.json")) == {"runtime": "onnxruntime", "options": {"threads": 1}}
     assert made.folder.endswith("-portable")
     assert "pip install numpy pillow onnxruntime\n" in read(made.path, "README.md")
 
