@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -62,13 +63,21 @@ def page() -> str:
             parts.append(f"## {title}\n\nNot yet measured (`{command}`).\n")
             continue
         data = json.loads(path.read_text())
-        conditions = data["conditions"]
-        source = (
-            f"`{command}` → `benchmarks/results/{name}.json`, {conditions['measured_at'][:10]}, "
-            f"{conditions['cores']} cores of {conditions['cpu']}."
-        )
+        source = f"`{command}` → `benchmarks/results/{name}.json`, {machines(data)}."
         parts.append("\n".join([f"## {title}", "", source, "", *render(data), ""]))
     return "\n".join(parts)
+
+
+def machines(data: dict[str, Any]) -> str:
+    """When and on what a file was measured; several machines where its rows say so, told apart by what they compute."""
+    found: dict[tuple[object, ...], str] = {}
+    for one in [row for row in data.get("rows", ()) if "measured_at" in row] or [data["conditions"]]:
+        sets = one.get("instruction_sets", ())
+        place = f"{one['measured_at'][:10]}, {one['cores']} cores of {one['cpu']}"
+        found.setdefault((one["cores"], one["cpu"], *sets), place + (f" with {sets[-1]}" if sets else ""))
+    if len(found) == 1:
+        return next(iter(found.values())).partition(" with ")[0]
+    return "rows of several machines: " + "; ".join(found.values())
 
 
 def main() -> None:

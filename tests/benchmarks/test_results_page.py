@@ -56,6 +56,17 @@ def test_figures_come_from_the_file(results: Any) -> None:
     assert "2026-11-26, 2 cores of some CPU" in page
 
 
+def test_rows_of_several_machines_are_told_apart() -> None:
+    old = {**CONDITIONS, "instruction_sets": ["avx2", "avx512f"]}
+    new = {**CONDITIONS, "measured_at": "2026-11-28T10:00:00+00:00", "instruction_sets": ["avx2"]}
+
+    assert results_page.machines({"conditions": new, "rows": [new, new]}) == "2026-11-28, 2 cores of some CPU"
+    assert results_page.machines({"conditions": new, "rows": [old, new]}) == (
+        "rows of several machines: 2026-11-26, 2 cores of some CPU with avx512f; "
+        "2026-11-28, 2 cores of some CPU with avx2"
+    )
+
+
 def test_widths_that_a_threshold_found_are_shown(results: Any) -> None:
     row = {"method": "similarity", "measure": "cosine", "repair": "none", "refine": 0, "top1": 0.7, "agreement": 0.8}
     results(
