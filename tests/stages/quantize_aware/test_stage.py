@@ -89,9 +89,10 @@ def test_the_runtimes_multiply_in_int8(name: str, runtime: str, request: pytest.
         worker.load(request.getfixturevalue(name).graph, runtime=runtime, precision="int8", batch=4)
         products = worker.matrix_products()
 
-    left = 2 if name == "trained" else 1  # for TensorRT the patch embedding stays in float; one product may otherwise
-    assert products["int8"] >= LINEAR - left
-    assert products.get("fp32", 0) <= 4
+    # The patch embedding may run in another form; for TensorRT it stays in float, and so does attention.
+    least, most_in_float = (LINEAR - 2, 6) if name == "trained" else (LINEAR - 1, 4)
+    assert products["int8"] >= least
+    assert products.get("fp32", 0) <= most_in_float
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
