@@ -41,16 +41,26 @@ class LatencyRow:
     note: str
 
 
+MICROSECOND = 1e-3
+"""in milliseconds: floors below say nothing"""
+
+
 def headlines(report: Report) -> list[Headline]:
     """What became of accuracy, speed and size."""
     size = report.size
+    built = report.proof is None or report.proof.engine != "not built"
     return [
         _accuracy(report),
         _latency(report),
         _throughput(report),
         _memory(report),
         *_energy(report),
-        _size("engine size", figures.size(size.bytes.before), figures.size(size.bytes.after), size.bytes),
+        _size(
+            "engine size" if built else "graph size",
+            figures.size(size.bytes.before),
+            figures.size(size.bytes.after),
+            size.bytes,
+        ),
         _size("parameters", figures.count(size.params.before), figures.count(size.params.after), size.params),
         _size("MACs", figures.count(size.macs.before), figures.count(size.macs.after), size.macs),
     ]
@@ -228,9 +238,9 @@ def proof_lists(report: Report) -> list[tuple[str, tuple[str, ...]]]:
     if proof is None:
         return []
     broken = tuple(f"{line}: so the build failed" for line in proof.broken)
-    floor = (
-        f"no query takes less than {figures.significant(proof.floor_ms or 0)} ms on this board ({proof.floor_note})",
-    )
+    shortest = proof.floor_ms or 0.0
+    least = figures.milliseconds(shortest) if shortest >= MICROSECOND else "some nanoseconds"
+    floor = (f"no query takes less than {least} on this board ({proof.floor_note})",)
     lists = (
         ("Demanded and not so", broken),
         ("Proven", proof.proven),

@@ -147,3 +147,28 @@ def test_energy_is_shown_where_both_engines_have_the_same_kind_of_it(example):
 
     assert (row.before, row.after) == ("80.0 mJ", "20.0 mJ")
     assert "energy per image" not in {row.label for row in [*other, *tables.headlines(example)]}
+
+
+def test_what_is_not_built_has_the_size_of_its_graph_and_stands_in_for_an_engine(reports):
+    from pipeline.report import tables
+    from pipeline.report.html import to_html
+
+    away, here = reports["away"], reports["example"]
+
+    unbuilt = away.replace(proof=away.proof.replace(engine="not built"))
+    assert "engine size" in {row.label for row in tables.headlines(away)}
+    assert "graph size" in {row.label for row in tables.headlines(unbuilt)}
+    assert "engine size" in {row.label for row in tables.headlines(here)}
+    assert "What stands in for the engine against the baseline" in to_html(away)
+    assert "The compiled engine against the baseline" in to_html(here)
+
+
+@pytest.mark.parametrize(("floor", "words"), [(0.0312, "0.0312 ms"), (1.03e-6, "some nanoseconds")])
+def test_a_floor_is_told_with_as_many_digits_as_mean_something(example, floor, words):
+    from pipeline.report import tables
+
+    report = example.replace(proof=example.proof.replace(floor_ms=floor, floor_note="bound by computing"))
+
+    lists = dict(tables.proof_lists(report))
+
+    assert lists["Floor"] == (f"no query takes less than {words} on this board (bound by computing)",)
