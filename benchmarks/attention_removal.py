@@ -1,16 +1,18 @@
 """drop_attention: accuracy of ViT-Tiny without attentions, without any training.
 
-    python benchmarks/attention_removal.py [--fit N] [--select N] [--evaluate N] [--counts N,N] [--trial]
+    python benchmarks/attention_removal.py [--fit N] [--select N] [--evaluate N] [--counts N,N] [--trial] [--resume]
 
 The attentions are chosen on 300 images of imagenet_train1000 (by hash), the MLPs fitted on the 700 others, and top-1
 read on the 1,100 of imagenet_val, with torch in fp32. `last` removes the last ones of the model, `random` is the mean
-of two draws. Latency without attentions: published_latency.py. --trial prints and writes no result file.
+of two draws, `repaired` is judged by the answers after the next MLP is fitted again. Latency without attentions:
+published_latency.py. --trial prints and writes no result file.
 """
 
 import argparse
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from benchmarks.conditions import assets, write_result
+from benchmarks.conditions import add_resume, assets, measured_with, read_result, write_result
 from pipeline.statistics import agreement, compare_answers
 from stages.data.images import ImageSet, open_images
 from stages.data.source import DataSource
@@ -34,6 +36,7 @@ MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SELECTED = 300
 """of the 1,000 training images; the others fit"""
 DRAWS = 2
+CHOICES = ("last", "entropy", "divergence", "random", "repaired")
 
 
 def main() -> None:
@@ -44,18 +47,20 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int, help="images that are evaluated; default: all")
     parser.add_argument("--counts", default="1,2,3,4,6", help="how many attentions to remove")
     parser.add_argument("--trial", action="store_true", help="write no result file")
+    add_resume(parser)
     arguments = parser.parse_args()
     counts = [int(one) for one in arguments.counts.split(",")]
-    found = {
-        "torch_threads": torch.get_num_threads(),
-        **accuracy(counts, arguments.fit, arguments.select, arguments.evaluate),
-    }
-    if not arguments.trial:
-        print(f"wrote {write_result('attention_removal', found)}")
+    known = read_result("attention_removal") if arguments.resume else {}
+    for found in accuracy(counts, arguments.fit, arguments.select, arguments.evaluate, known):
+        if not arguments.trial:
+            told = {"torch_threads": torch.get_num_threads(), **found}
+            print(f"wrote {write_result('attention_removal', told)}", flush=True)
 
 
-def accuracy(counts: list[int], fit: int, select: int, evaluate: int | None) -> dict[str, Any]:
-    """Top-1 and agreement of ViT-Tiny by choice, count and repair."""
+def accuracy(
+    counts: list[int], fit: int, select: int, evaluate: int | None, known: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield top-1 and agreement of ViT-Tiny by choice, count and repair, after each choice. known: measured before."""
     folder = assets()
     weights = next((folder / "vit_tiny_patch16_224").glob("*.safetensors"))
     source = load_source(SourceOptions(timm=MODEL, checkpoint=weights), seed=0)
@@ -87,24 +92,30 @@ def accuracy(counts: list[int], fit: int, select: int, evaluate: int | None) -> 
 
     before = answers(model)
     depth, most = len(spec.blocks), max(counts)
-    orders: dict[str, list[list[int]]] = {"last": [list(range(depth - 1, -1, -1))]}
-    searches: dict[str, Any] = {}
-    for by in ("entropy", "divergence"):
+    rows: list[dict[str, Any]] = known.get("rows", [])
+    searches: dict[str, Any] = known.get("searches", {})
+
+    def searched(by: str) -> list[int]:
         options = DropAttentionOptions(count=most, by=by)
         started = time.perf_counter()
-        steps, images = choose(model, spec, options, selecting, tell=lambda message, share: None)
-        orders[by] = [[step.block for step in steps]]
+        steps, images = choose(model, spec, options, selecting, fit=fitting, tell=lambda message, share: None)
         searches[by] = {
-            "order": orders[by][0],
+            "order": [step.block for step in steps],
             "scores": [round(step.score, 5) for step in steps],
             "images": images,
             "seconds": round(time.perf_counter() - started, 1),
         }
         print(f"{by}: {searches[by]}", flush=True)
-    orders["random"] = [random.Random(draw).sample(range(depth), depth) for draw in range(DRAWS)]
+        return [step.block for step in steps]
 
-    rows = []
-    for choice, tried in orders.items():
+    for choice in CHOICES:
+        if any(row["choice"] == choice for row in rows):
+            continue
+        if choice == "random":
+            tried = [random.Random(draw).sample(range(depth), depth) for draw in range(DRAWS)]
+        else:
+            tried = [list(range(depth - 1, -1, -1)) if choice == "last" else searched(choice)]
+        stamp = measured_with()
         for count in counts:
             for repair in ("mlp",) if choice == "random" else ("none", "mlp"):
                 compared, same = [], []
@@ -125,21 +136,21 @@ def accuracy(counts: list[int], fit: int, select: int, evaluate: int | None) -> 
                 }
                 if len(tried) == 1:
                     row["drop_ci95"] = [round(edge, 2) for edge in compared[0].drop_ci95 or ()]
-                rows.append(row)
+                rows.append(row | stamp)
                 print(
                     f"{choice:<10} {count} {repair:<5} top-1 {100 * row['top1']:5.1f} %, "
                     f"agreement {100 * row['agreement']:5.1f} %",
                     flush=True,
                 )
-    return {
-        "model": MODEL,
-        "select_images": sum(len(batch) for batch in selecting),
-        "fit_images": sum(len(batch) for batch in fitting),
-        "evaluation_images": len(chosen),
-        "top1_source": round(float((before.argmax(axis=1) == labels).mean()), 4),
-        "searches": searches,
-        "rows": rows,
-    }
+        yield {
+            "model": MODEL,
+            "select_images": sum(len(batch) for batch in selecting),
+            "fit_images": sum(len(batch) for batch in fitting),
+            "evaluation_images": len(chosen),
+            "top1_source": round(float((before.argmax(axis=1) == labels).mean()), 4),
+            "searches": searches,
+            "rows": rows,
+        }
 
 
 if __name__ == "__main__":

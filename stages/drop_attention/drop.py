@@ -1,8 +1,9 @@
 """Remove attentions or blocks from a model: choose them on images of select, make up for them on images of fit."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ from stages.drop_attention.repair import (
     remove,
     settle_constants,
 )
+from stages.drop_attention.repaired import grow_repaired
 from stages.drop_attention.search import Step, divergence, features_without, grow, transfer_entropy
 from stages.vit.counts import count_macs, count_params
 from stages.vit.files import load_labels, load_model, load_spec, save_model
@@ -32,6 +34,7 @@ from stages.vit.model import Block, ViT
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
 from stages.vit.writers import writer_before
+from targets.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("vitrim.drop_attention")
 
 BATCH = 32
+BY = {"entropy": "entropy", "divergence": "divergence", "repaired": "divergence after repair"}
 
 Tell = Callable[[str, float | None], None]
 Batches = Iterable["Tensor | NDArray[np.float32]"]
@@ -67,13 +71,24 @@ def drop_folder(
     model = load_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def batches(images: "ImageSet | None") -> Batches | None:
-        return None if images is None else images.first_by_content(options.images).batches(spec.preprocess, BATCH)
+        return None if images is None else _Batches(images.first_by_content(options.images), spec.preprocess)
 
     found, dropped_spec, facts = drop(
         model, spec, options, select=batches(select), fit=batches(fit), scratch=scratch, tell=tell
     )
     save_model(output, dropped_spec, found.state_dict(), labels=load_labels(model_folder))
     return {**facts, "seconds": round(perf_counter() - started, 3)}
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Images that can be read more than once."""
+
+    images: "ImageSet"
+    preprocess: Preprocess
+
+    def __iter__(self) -> "Iterator[NDArray[np.float32]]":
+        return iter(self.images.batches(self.preprocess, BATCH))
 
 
 def drop(
@@ -86,38 +101,64 @@ def drop(
     scratch: Path | None = None,
     tell: Tell = lambda message, share: None,
 ) -> tuple[ViT, ViTSpec, dict[str, Any]]:
-    """Return a copy of a model without what the options remove, its spec and facts. Batches: [B, 3, H, W]."""
+    """Return a copy of a model without what the options remove, its spec and facts.
+
+    Batches: [B, 3, H, W]; those of fit are read twice where `by` is repaired.
+    """
     refuse_impossible(options, spec)
     steps: list[Step] = []
     images = 0
     if options.blocks is None:
         if select is None:
             raise ValueError("images of select are needed to choose")
-        steps, images = choose(model, spec, options, select, tell=tell)
+        steps, images = choose(model, spec, options, select, fit=fit, tell=tell)
     dropped = tuple(sorted(options.blocks or (step.block for step in steps)))
     found, dropped_spec, repair = remove_from(model, spec, dropped, options, fit, scratch=scratch, tell=tell)
     return found, dropped_spec, _facts(options, spec, dropped_spec, dropped, steps, images, repair)
 
 
 def choose(
-    model: ViT, spec: ViTSpec, options: DropAttentionOptions, batches: Batches, *, tell: Tell
+    model: ViT,
+    spec: ViTSpec,
+    options: DropAttentionOptions,
+    batches: Batches,
+    *,
+    fit: Batches | None = None,
+    tell: Tell,
 ) -> tuple[list[Step], int]:
-    """Return the steps of the search and the number of images; images [B, 3, H, W] are read once."""
+    """Return the steps of the search and the number of images; images [B, 3, H, W] are read once.
+
+    fit: images for `by: repaired`.
+    """
     device = next(model.parameters()).device
-    with torch.no_grad():
-        embedded = [model.embed(torch.as_tensor(batch).to(device)).cpu() for batch in batches]
+
+    def embed(images: Batches) -> list[Tensor]:
+        with torch.no_grad():
+            return [model.embed(torch.as_tensor(batch).to(device)).cpu() for batch in images]
+
+    embedded = embed(batches)
     doubled = options.removal == "dilute"
     whole = features_without(model, embedded, chosen=(), candidates=(), unit=options.unit, doubled=doubled)[None]
-    steps = grow(
-        model,
-        embedded,
-        transfer_entropy(whole) if options.by == "entropy" else divergence(model, whole),
-        candidates=candidates(options, spec),
-        count=count_asked(options, spec),
-        unit=options.unit,
-        doubled=doubled,
-        tell=tell,
-    )
+    score = transfer_entropy(whole) if options.by == "entropy" else divergence(model, whole)
+    among, count = candidates(options, spec), count_asked(options, spec)
+    if options.by == "repaired":
+        if fit is None:
+            raise ValueError("images of fit are needed to choose by what a repair leaves")
+        steps = grow_repaired(
+            model,
+            spec,
+            options,
+            select=embedded,
+            fit=embed(fit),
+            score=score,
+            candidates=among,
+            count=count,
+            tell=tell,
+        )
+    else:
+        steps = grow(
+            model, embedded, score, candidates=among, count=count, unit=options.unit, doubled=doubled, tell=tell
+        )
     return steps, len(whole)
 
 
@@ -183,7 +224,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Facts for people and reports."""
     what = "attention of blocks" if options.unit == "attention" else "blocks"
-    how = f"chosen by {options.by}" if options.chooses else "as the recipe says"
+    how = f"chosen by {BY[options.by]}" if options.chooses else "as the recipe says"
     if options.removal == "dilute":
         done = "to be faded out by distill"
     else:

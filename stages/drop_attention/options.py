@@ -12,7 +12,7 @@ from targets.errors import InputError
 from targets.record import Record
 
 Unit = Literal["attention", "block"]
-By = Literal["entropy", "divergence"]
+By = Literal["entropy", "divergence", "repaired"]
 Removal = Literal["off", "dilute"]
 Repair = Literal["mlp", "mean", "none"]
 
@@ -33,7 +33,7 @@ class DropAttentionOptions(Record):
     )
     by: By = Field(
         default="entropy",
-        description="what is kept: entropy of the features (NOSE), or the answers themselves (divergence)",
+        description="what is kept: entropy of the features (NOSE), the answers (divergence), or those after the repair",
     )
     removal: Removal = Field(
         default="off", description="off: at once; dilute: faded out by the distill step behind this one"
@@ -66,6 +66,8 @@ class DropAttentionOptions(Record):
             raise ValueError(f"blocks must name at least one block, and each once, got {list(self.blocks)}")
         if self.unit == "block" and self.removal == "dilute":
             raise ValueError("removal dilute goes with unit attention only; a block is removed by removal: off")
+        if self.chooses and self.by == "repaired" and not (self.removal == "off" and self.repair == "mlp"):
+            raise ValueError("by repaired judges fitted MLPs: it goes with removal: off and repair: mlp")
         return self
 
     @property

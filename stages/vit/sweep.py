@@ -111,14 +111,24 @@ def sweep(
 
 
 def look(
-    index: int, part: Part, source: Block, block: Block, stream: Sequence[Tensor], weigh: Weigh | None = None
+    index: int,
+    part: Part,
+    source: Block,
+    block: Block,
+    stream: Sequence[Tensor],
+    weigh: Weigh | None = None,
+    *,
+    changed: Sequence[Tensor] | None = None,
 ) -> "Visit":
-    """Return a parallel visit to one sublayer for trying a change: the stream stays as it is.
+    """Return a visit to one sublayer for trying a change: the stream stays as it is.
 
-    stream: chunks [B, N, D] before the sublayer. block: a copy of source, to change.
+    stream: chunks [B, N, D] before the sublayer. block: a copy of source, to change. changed: the stream of the model
+    being changed, there; the visit is sequential then, else parallel.
     """
     streams = _Streams(next(source.parameters()).device, None, 0)
     streams.source.extend(chunk.clone() for chunk in stream)
+    if changed is not None:
+        streams.changed = list(changed)
     return Visit(index, part, source, block, streams, weigh)
 
 
