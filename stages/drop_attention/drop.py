@@ -103,7 +103,7 @@ def drop(
 ) -> tuple[ViT, ViTSpec, dict[str, Any]]:
     """Return a copy of a model without what the options remove, its spec and facts.
 
-    Batches: [B, 3, H, W]; those of fit are read twice where `by` is repaired.
+    Batches: [B, 3, H, W]; those of fit are read twice where repaired models are judged.
     """
     refuse_impossible(options, spec)
     steps: list[Step] = []
@@ -139,9 +139,9 @@ def choose(
     embedded = embed(batches)
     doubled = options.removal == "dilute"
     whole = features_without(model, embedded, chosen=(), candidates=(), unit=options.unit, doubled=doubled)[None]
-    score = transfer_entropy(whole) if options.by == "entropy" else divergence(model, whole)
+    score = transfer_entropy(whole) if options.judged_by == "entropy" else divergence(model, whole)
     among, count = candidates(options, spec), count_asked(options, spec)
-    if options.by == "repaired":
+    if options.judged_by == "repaired":
         if fit is None:
             raise ValueError("images of fit are needed to choose by what a repair leaves")
         steps = grow_repaired(
@@ -224,7 +224,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Facts for people and reports."""
     what = "attention of blocks" if options.unit == "attention" else "blocks"
-    how = f"chosen by {BY[options.by]}" if options.chooses else "as the recipe says"
+    how = f"chosen by {BY[options.judged_by]}" if options.chooses else "as the recipe says"
     if options.removal == "dilute":
         done = "to be faded out by distill"
     else:

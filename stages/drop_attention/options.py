@@ -12,7 +12,7 @@ from targets.errors import InputError
 from targets.record import Record
 
 Unit = Literal["attention", "block"]
-By = Literal["entropy", "divergence", "repaired"]
+By = Literal["auto", "entropy", "divergence", "repaired"]
 Removal = Literal["off", "dilute"]
 Repair = Literal["mlp", "mean", "none"]
 
@@ -32,8 +32,9 @@ class DropAttentionOptions(Record):
         default=None, description="instead of count: these blocks, counted from 0, whatever the images say"
     )
     by: By = Field(
-        default="entropy",
-        description="what is kept: entropy of the features (NOSE), the answers (divergence), or those after the repair",
+        default="auto",
+        description="what is kept: entropy of the features (NOSE), the answers (divergence), or the answers after a "
+        "repair (repaired); auto: repaired where MLPs are fitted again, else entropy",
     )
     removal: Removal = Field(
         default="off", description="off: at once; dilute: faded out by the distill step behind this one"
@@ -74,6 +75,13 @@ class DropAttentionOptions(Record):
     def chooses(self) -> bool:
         """Whether images of select decide what goes."""
         return self.blocks is None
+
+    @property
+    def judged_by(self) -> Literal["entropy", "divergence", "repaired"]:
+        """What decides, where `by` leaves it open."""
+        if self.by != "auto":
+            return self.by
+        return "repaired" if self.removal == "off" and self.repair == "mlp" else "entropy"
 
     @property
     def repairs(self) -> bool:
