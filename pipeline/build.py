@@ -246,6 +246,8 @@ class _TargetBuild(TargetWork):
             later=reshaping_after(self.plan, step),
             inputs=lambda preprocess: lazy.pixels_as(preprocess).inputs(max(INPUTS, candidate.batch)),
             reuse=self.reuse,
+            refit=options.refit and options.repair == "sequential",
+            take_back=options.take_back,
         )
         return Search(bench=bench, model=model, step=step, at_most=at_most).run(self.check)
 

@@ -62,6 +62,9 @@ class Workbench:
     inputs: "Callable[[Preprocess], NDArray[Any]]"
     """images to time engines with, prepared for a model: [N, 3, H, W]"""
     reuse: bool = True
+    refit: bool = True
+    """whether pruning fits MLPs that keep their width again; take_back: the share of the error that they take"""
+    take_back: float = 0.7
 
     def planned(self, after: PlannedStep, stage: str, title: str, **options: Any) -> PlannedStep:
         """Return a step that changes the model before it is priced."""
@@ -81,6 +84,8 @@ class Workbench:
             mlp=search.mlp,
             attention=search.attention,
             off=search.off,
+            refit=self.refit,
+            take_back=self.take_back,
             tokens=search.tokens,
             fit_images=search.fit_images,
             select_images=search.select_images,

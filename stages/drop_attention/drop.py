@@ -19,9 +19,7 @@ from stages.drop_attention.options import (
     without,
 )
 from stages.drop_attention.repair import (
-    TOKENS_PER_NEURON,
     put_constant,
-    refit_mlp,
     remove,
     settle_constants,
 )
@@ -31,6 +29,7 @@ from stages.vit.counts import count_macs, count_params
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.last_layer import give_biases
 from stages.vit.model import Block, ViT
+from stages.vit.refit import TOKENS_PER_NEURON, refit_mlp
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
 from stages.vit.writers import writer_before
@@ -193,7 +192,7 @@ def remove_from(
             if visit.index in dropped and visit.part in parts:
                 remove(visit, by_mean=writer_before(dropped_spec, visit.index) is not None)
             elif visit.part is Part.MLP and visit.index >= min(dropped) and options.repair == "mlp":
-                rows.append({"block": visit.index, **refit_mlp(visit, take_back=options.take_back)})
+                rows.append({"block": visit.index, **(refit_mlp(visit, take_back=options.take_back) or {})})
 
         facts["images"] = sweep(
             model,

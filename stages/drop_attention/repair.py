@@ -1,24 +1,18 @@
-"""Make up for what is removed: its mean goes into a bias before it, and the MLPs behind it are fitted again.
+"""Make up for what is removed: its mean goes into a bias before it; stages/vit/refit.py fits the MLPs behind it.
 
-Shapes: D residual width, M inputs of fc2.
+Shapes: D residual width.
 """
 
-from typing import Any, cast
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from stages.vit.last_layer import add_before, last_layer, put_last_layer
+from stages.vit.last_layer import add_before
 from stages.vit.merging import MergeState
 from stages.vit.model import Attention, Block, Mlp, ViT
-from stages.vit.repair import best_ridge, fit, lean, relative_error
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit
 from stages.vit.writers import writer_before
-from targets.errors import InputError
-
-TOKENS_PER_NEURON = 10
-"""With fewer calibration tokens for each neuron, the fit begins to follow them instead of what they stand for."""
 
 
 class Constant(nn.Module):
@@ -69,30 +63,3 @@ def settle_constants(model: ViT, spec: ViTSpec) -> None:
                     raise ValueError("no bias writes into the stream before this block")
                 add_before(model, writer, layer.value)
                 put_constant(block, part, None)
-
-
-def refit_mlp(visit: Visit, *, take_back: float) -> dict[str, Any]:
-    """Fit the visited fc2 again to what should be in the stream behind it, in place, and return facts.
-
-    take_back: share of the error of everything before that it is to take back.
-    """
-    block = visit.block
-    layer = last_layer(block, Part.MLP)
-    fitted, held_out = visit.moments(hold_out=True)
-    tokens, neurons = fitted.tokens + (held_out.tokens if held_out else 0), layer.weight.shape[1]
-    if tokens < neurons:
-        raise InputError(
-            f"{tokens} tokens of calibration images cannot describe {neurons} neurons; give more images of fit: "
-            f"{TOKENS_PER_NEURON} tokens per neuron are a good measure"
-        )
-    fitted = lean(fitted, layer, share=take_back)
-    held_out = None if held_out is None else lean(held_out, layer, share=take_back)
-    kept = torch.arange(neurons, device=fitted.gram.device)
-    ridge = best_ridge(fitted, held_out or fitted, kept)
-    moments = fitted if held_out is None else fitted.absorb(held_out)
-    before = relative_error(moments, kept, layer)
-    layer = fit(moments, kept, ridge=ridge)
-    put_last_layer(block, Part.MLP, layer)
-    error = relative_error(moments, kept, layer)
-    facts = {"tokens": tokens, "neurons": neurons, "ridge": ridge}
-    return {**facts, "relative_error_before": before, "relative_error": error}

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from stages.drop_attention.options import DropAttentionOptions, without
-from stages.drop_attention.repair import Constant, put_constant, refit_mlp
+from stages.drop_attention.repair import Constant, put_constant
 from stages.drop_attention.search import Score, Step
 from stages.vit.model import Block, ViT
+from stages.vit.refit import refit_mlp
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Weigh, look, weigh_tokens
 from stages.vit.writers import writer_before

@@ -2,10 +2,14 @@
 
 Three things are cut: heads, queries with keys, values. Each alone is measured at a few widths and interpolated over its
 closed-form error (stages/prune_attention/offers.py). A joint shape loses the sum; of fewer
-heads q, k and v lose their share of the heads.
+heads q, k and v lose their share of the heads. What heads and whole attentions are worth is measured with the block's
+MLP fitted again, as pruning does it: it takes back much of what it costs to leave them out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+
+from torch import Tensor
 
 from stages.offers.answers import Judge
 from stages.offers.curves import between, spread
@@ -17,8 +21,9 @@ from stages.prune_attention.options import AttentionShape, PruneAttentionOptions
 from stages.prune_attention.prune import prune_block
 from stages.prune_attention.weights import attention_of
 from stages.vit.last_layer import give_bias
+from stages.vit.refit import TOKENS_PER_NEURON, refit_mlp
 from stages.vit.spec import ViTSpec
-from stages.vit.sweep import Part, Visit
+from stages.vit.sweep import Part, Visit, look, weigh_tokens
 
 Shape = tuple[int, int, int]
 HEAD_SHARES = (0.25, 0.5, 0.75)
@@ -37,11 +42,23 @@ def attention_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, optio
         repair="none" if inner_norm else "parallel", ridge=RIDGE, per_image=False, shapes=(), method="rotate"
     )
 
+    stream, source = list(next(visits).inputs()), visit.source
+    behind_source = [source.after_attention(chunk) for chunk in stream]
+
+    def judged(attention: Callable[[Tensor], Tensor], *, refit: bool) -> float:
+        """Lose what the answers lose with this from the stream before the attention to that before the MLP."""
+        if not (refit and options.refit and source.mlp is not None and not source.post_norm):
+            return judge.loss(index, Part.ATTENTION, attention)
+        block, changed = deepcopy(source), [attention(chunk) for chunk in stream]
+        mlp = look(index, Part.MLP, source, block, behind_source, weigh_tokens(spec), changed=changed)
+        refit_mlp(mlp, take_back=options.take_back, least=TOKENS_PER_NEURON)
+        return judge.loss(index, Part.MLP, lambda x: block.after_mlp(attention(x)))
+
     def loss(shape: Shape) -> float:
         block = (tried := next(visits)).block
         give_bias(block, Part.ATTENTION)
         prune_block(block, AttentionShape(heads=shape[0], d_qk=shape[1], d_v=shape[2]), plan, tried)
-        return judge.loss(index, Part.ATTENTION, block.after_attention)
+        return judged(block.after_attention, refit=shape[0] < heads)
 
     priced = closed_form(visit)
     of_queries, of_values = priced.qk_error.sum(dim=0).tolist(), priced.v_error.sum(dim=0).tolist()
@@ -57,7 +74,7 @@ def attention_offers(visits: Iterator[Visit], judge: Judge, spec: ViTSpec, optio
         prices = between([of[width] for width in tried], losses, [of[width] for width in every])
         return {width: measured.get(shape(width), float(price)) for width, price in zip(every, prices, strict=True)}
 
-    off = judge.loss(index, Part.ATTENTION, without(spec, moments.mean_out))
+    off = judged(without(spec, moments.mean_out), refit=True)
     fewer = spread(HEAD_SHARES, range(1, heads + 1), heads)
     by_heads = curve(of_heads, fewer, lambda count: (count, d_qk, d_v))
     by_queries = curve(of_queries, spread(options.measured_head_shares, queries, d_qk), lambda r: (heads, r, d_v))

@@ -20,6 +20,10 @@ class OffersOptions(Record):
     mlp: bool = Field(default=True, description="offer narrower MLPs")
     attention: bool = Field(default=True, description="offer narrower and fewer heads")
     off: bool = Field(default=True, description="offer to leave out whole MLPs and attentions")
+    refit: bool = Field(
+        default=True, description="judge missing heads and attentions with the block's MLP fitted again, as prune does"
+    )
+    take_back: float = Field(default=0.7, ge=0, le=1, description="share of the error that such a fit takes back")
     measured_shares: tuple[Share, ...] = Field(
         default=(0.125, 0.25, 0.5, 0.75), min_length=1, description="shares of an MLP's width whose loss is measured"
     )

@@ -95,6 +95,11 @@ class PruneOptions(Record):
         default=0.7, ge=0, le=1, description="share of the error of what came before that an MLP is to take back"
     )
     attention_take_back: float = Field(default=0.3, ge=0, le=1, description="the same of an attention")
+    refit: bool = Field(
+        default=True,
+        description="fit MLPs that keep their width again, too, behind the first sublayer that was cut; with "
+        "sequential repair and enough images only",
+    )
     refine: Refine = Field(
         default="auto",
         description="passes over the images in which each MLP that was cut is trained by itself; auto: as in prune_mlp",
@@ -157,7 +162,7 @@ def reshaped(options: PruneOptions, spec: ViTSpec) -> ViTSpec:
     repairs = options.repair != "none"
     return after.replace(
         proj_bias=after.proj_bias or (repairs and cuts_attention(spec, shapes)),
-        fc2_bias=after.fc2_bias or (repairs and cuts_mlp(spec, shapes)),
+        fc2_bias=after.fc2_bias or (repairs and cuts_mlp(spec, shapes)) or bool(refitted(options, spec, shapes)),
     )
 
 
@@ -185,6 +190,19 @@ def cuts_mlp(spec: ViTSpec, shapes: tuple[BlockShape, ...]) -> bool:
     """Whether an MLP that stays gets another width."""
     pairs = zip(shapes, map(BlockShape.of, spec.blocks), strict=True)
     return any(0 < shape.mlp_width < before.mlp_width for shape, before in pairs)
+
+
+def refitted(options: PruneOptions, spec: ViTSpec, shapes: tuple[BlockShape, ...]) -> tuple[int, ...]:
+    """Blocks whose MLPs keep their width and are fitted again, behind the first sublayer that was cut."""
+    if not options.refit or options.repair != "sequential" or spec.norm_placement == "post":
+        return ()
+    found, changed = [], False
+    for index, (shape, before) in enumerate(zip(shapes, map(BlockShape.of, spec.blocks), strict=True)):
+        changed = changed or shape.attention != before.attention
+        if changed and shape.mlp_width and shape.mlp_width == before.mlp_width:
+            found.append(index)
+        changed = changed or shape.mlp_width != before.mlp_width
+    return tuple(found)
 
 
 def removals(before: ViTSpec, after: ViTSpec) -> list[tuple[tuple[int, bool], tuple[Writer, int] | None]]:

@@ -16,6 +16,7 @@ from stages.prune.options import (
     PruneOptions,
     cuts_attention,
     cuts_mlp,
+    refitted,
     removals,
     reshaped,
     shapes_asked,
@@ -33,6 +34,7 @@ from stages.vit.enough import refuse_few
 from stages.vit.files import load_labels, load_model, load_spec, save_model
 from stages.vit.last_layer import add_before, give_biases
 from stages.vit.model import ViT
+from stages.vit.refit import TOKENS_PER_NEURON, refit_mlp
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
 
@@ -93,7 +95,15 @@ def prune(
         scratch=scratch,
         tell=tell,
     )
-    return sweeper.pruned, sweeper.after, {**_facts(sweeper.rows, spec, sweeper.after), "images": images}
+    return (
+        sweeper.pruned,
+        sweeper.after,
+        {
+            **_facts(sweeper.rows, spec, sweeper.after),
+            "refitted": sweeper.refits,
+            "images": images,
+        },
+    )
 
 
 def _refuse_few(images: int, spec: ViTSpec, options: PruneOptions, shapes: Sequence[BlockShape]) -> None:
@@ -120,6 +130,8 @@ class _Sweeper:
         self.pruned = deepcopy(model)
         give_biases(self.pruned, self.after)
         self.rows: list[dict[str, Any]] = []
+        self.refitted = refitted(options, spec, shapes)
+        self.refits: list[dict[str, Any]] = []
         self.writers = dict(removals(spec, self.after))
         """what keeps the mean of each sublayer that goes"""
 
@@ -141,6 +153,10 @@ class _Sweeper:
             drawn = self.seed * len(self.shapes) + visit.index  # as prune_mlp draws
             facts = prune_mlp(visit.block, width, self.for_mlps, visit, seed=drawn)
             self.rows.append({"block": visit.index, "part": "mlp", **facts})
+        elif visit.index in self.refitted:
+            found = refit_mlp(visit, take_back=self.for_mlps.take_back, least=TOKENS_PER_NEURON)
+            if found is not None:
+                self.refits.append({"block": visit.index, **found})
 
     def _remove(self, visit: Visit) -> None:
         row: dict[str, Any] = {"block": visit.index, "part": visit.part.value, "off": True}

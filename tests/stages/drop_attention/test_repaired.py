@@ -10,9 +10,10 @@ from torch import Tensor
 
 from stages.drop_attention.drop import choose, drop
 from stages.drop_attention.options import DropAttentionOptions, without
-from stages.drop_attention.repair import refit_mlp, remove
+from stages.drop_attention.repair import remove
 from stages.drop_attention.search import divergence
 from stages.vit.model import ViT
+from stages.vit.refit import refit_mlp
 from stages.vit.spec import ViTSpec
 from stages.vit.sweep import Part, Visit, sweep, weigh_tokens
 from stages.vit.writers import writer_before
@@ -132,3 +133,18 @@ def test_too_few_images_to_fit_are_refused(make_model: MakeModel, pictures: list
 
     with pytest.raises(InputError, match="cannot describe 24 neurons"):
         drop(model, spec, options, select=pictures[:1], fit=[pictures[1][:1]])
+
+
+@pytest.mark.parametrize(
+    ("given", "by"),
+    [
+        ({}, "repaired"),
+        ({"repair": "mean"}, "entropy"),
+        ({"removal": "dilute"}, "entropy"),
+        ({"by": "divergence"}, "divergence"),
+        ({"by": "entropy"}, "entropy"),
+    ],
+    ids=str,
+)
+def test_unless_told_otherwise_what_is_repaired_is_judged_repaired(given: dict[str, str], by: str) -> None:
+    assert DropAttentionOptions.model_validate({"count": 1, **given}).judged_by == by

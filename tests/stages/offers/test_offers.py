@@ -23,7 +23,7 @@ from stages.vit.spec import WEIGHTS_FILE, ViTSpec
 from targets.errors import InputError
 
 MakeModel = Callable[..., tuple[ViT, ViTSpec]]
-OPTIONS = OffersOptions(mlp_multiple=4, head_multiple=4)
+OPTIONS = OffersOptions(mlp_multiple=4, head_multiple=4, refit=False)
 
 
 def price(model: ViT, spec: ViTSpec, pictures: list[Tensor], options: OffersOptions = OPTIONS) -> Offers:
@@ -119,6 +119,28 @@ def test_a_measured_attention_is_the_one_that_pruning_makes(
     assert offer.measured
     # Pruning refines the axes of q and k image by image, which the prices leave out.
     assert offer.loss == pytest.approx(divergence(model, pruned, pictures), rel=0.5)
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 0), (1, 12, 12)], ids=["off", "one head"])
+def test_heads_are_judged_with_the_mlp_of_their_block_fitted_again(
+    shape: tuple[int, int, int], make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model()
+    last = len(spec.blocks) - 1  # behind its MLP nothing else is fitted again
+    shapes = [BlockShape.of(block) for block in spec.blocks]
+    shapes[last] = shapes[last].replace(heads=shape[0], d_qk=shape[1], d_v=shape[2])
+    pruned, _, facts = prune(
+        model, spec, PruneOptions(blocks=tuple(shapes), ridge=RIDGE, attention_take_back=0), pictures
+    )
+
+    plain, fitted = (
+        loss(of(price(model, spec, pictures, OPTIONS.replace(refit=one)), last, "attention"), *shape)
+        for one in (False, True)
+    )
+
+    assert [row["block"] for row in facts["refitted"]] == [last]
+    assert fitted < (0.9 if shape == (0, 0, 0) else 1) * plain
+    assert fitted == pytest.approx(divergence(model, pruned, pictures), rel=0.1)
 
 
 def test_what_is_superfluous_costs_nothing(make_model: MakeModel, pictures: list[Tensor]) -> None:

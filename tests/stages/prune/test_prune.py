@@ -131,7 +131,8 @@ def test_a_block_of_which_nothing_is_left(make_model: MakeModel, pictures: list[
 def test_mlps_alone_are_cut_as_by_prune_mlp(make_model: MakeModel, pictures: list[Tensor]) -> None:
     model, spec = make_model()
     widths = (24, 32, 8)
-    asked = PruneOptions(blocks=tuple(one.replace(mlp_width=w) for one, w in zip(shapes(spec), widths, strict=True)))
+    cut = tuple(one.replace(mlp_width=w) for one, w in zip(shapes(spec), widths, strict=True))
+    asked = PruneOptions(blocks=cut, refit=False)
 
     ours, _, _ = prune(model, spec, asked, pictures)
     theirs, _, _ = prune_mlp(model, spec, PruneMlpOptions(widths=widths), pictures)
@@ -146,7 +147,8 @@ def test_attentions_alone_are_cut_as_by_prune_attention(make_model: MakeModel, p
         blocks=tuple(
             BlockShape(heads=h, d_qk=q, d_v=v, mlp_width=one.mlp_width)
             for one, (h, q, v) in zip(shapes(spec), wanted, strict=True)
-        )
+        ),
+        refit=False,
     )
 
     ours, ours_spec, _ = prune(model, spec, asked, pictures)
@@ -159,6 +161,60 @@ def test_attentions_alone_are_cut_as_by_prune_attention(make_model: MakeModel, p
 
     assert ours_spec == theirs_spec
     assert torch.equal(logits(ours, pictures), logits(theirs, pictures))
+
+
+def fc2(model: ViT) -> list[Tensor]:
+    return [block.mlp.fc2.weight.detach() for block in model.blocks]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_mlps_behind_a_cut_are_fitted_again_those_before_it_are_not(
+    kind: dict[str, Any], make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
+    asked = shapes(spec, b1={**OFF})
+    plain, _, _ = prune(model, spec, PruneOptions(blocks=asked, refit=False), pictures)
+    fitted, after, facts = prune(model, spec, PruneOptions(blocks=asked), pictures)
+    wanted = logits(model, pictures)
+
+    missed, left = (float((logits(one, pictures) - wanted).norm()) for one in (plain, fitted))
+    assert left < 0.9 * missed
+    assert [row["block"] for row in facts["refitted"]] == [1, 2]
+    assert all(row["relative_error"] < row["relative_error_before"] for row in facts["refitted"])
+    if not kind:
+        assert torch.equal(fc2(fitted)[0], fc2(model)[0])
+        assert not torch.equal(fc2(fitted)[1], fc2(model)[1])
+    assert after.fc2_bias
+    assert after == reshaped(PruneOptions(blocks=asked), spec)
+    assert torch.equal(
+        logits(prune(model, spec, PruneOptions(blocks=asked), pictures)[0], pictures), logits(fitted, pictures)
+    )
+
+
+@pytest.mark.parametrize(
+    "others", [{"refit": False}, {"repair": "parallel"}, {"repair": "none"}], ids=lambda one: str(*one.values())
+)
+def test_nothing_is_fitted_again_where_it_is_not_asked_for(
+    others: dict[str, Any], make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model()
+    options = PruneOptions.model_validate({"blocks": shapes(spec, b1={"heads": 1}), **others})
+
+    pruned, _, facts = prune(model, spec, options, pictures)
+
+    assert facts["refitted"] == []
+    assert all(torch.equal(one, other) for one, other in zip(fc2(pruned), fc2(model), strict=True))
+
+
+def test_few_tokens_fit_no_mlp_that_need_not_be(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model()
+    tokens = spec.tokens_in(0)
+    few = pictures[0][: 9 * spec.blocks[0].mlp_width // tokens]
+
+    pruned, _, facts = prune(model, spec, PruneOptions(blocks=shapes(spec, b0={**OFF})), [few])
+
+    assert facts["refitted"] == []
+    assert all(torch.equal(one, other) for one, other in zip(fc2(pruned)[1:], fc2(model)[1:], strict=True))
 
 
 def test_a_repair_is_better_than_none(make_model: MakeModel, pictures: list[Tensor]) -> None:
