@@ -220,9 +220,9 @@ class _TargetBuild(TargetWork):
         if other is not None:
             failed = ""
             try:
-                decisions[other.name] = self._searched(other.name, lazy, before, at_most=as_fast(first, found, other))
-            except UnreachableError:  # no shapes of it are that fast
-                pass
+                with suppress(UnreachableError):  # no shapes of it are that fast
+                    limit = as_fast(first, found, other)
+                    decisions[other.name] = self._searched(other.name, lazy, before, at_most=limit)
             except (InputError, StageError, WorkerError) as error:  # the first pair's shapes are there
                 failed = str(error)
             won, self.searched = better(first, other, decisions, failed=failed)
