@@ -3,6 +3,7 @@
 plan → bring the steps into the store → choose among candidates → validate → report and bundle.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -226,8 +226,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_all_kinds_of_models_are_priced(kind: dict[str, Any], make_model: MakeModel, pictures: list[Tensor]) -> None:
-    offers = price(*make_model(**kind), pictures)
+@pytest.mark.parametrize("refit", [False, True], ids=["as they are", "fitted again"])
+def test_all_kinds_of_models_are_priced(
+    refit: bool, kind: dict[str, Any], make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    offers = price(*make_model(**kind), pictures, OPTIONS.replace(refit=refit))
 
     attention = {offer.shape for offer in of(offers, 0, "attention").offers}
     assert ((2, 4, 12) in attention) == ("qk_norm_eps" not in kind)

@@ -22,6 +22,12 @@ from stages.vit.spec import ViTSpec
 from targets.errors import InputError
 
 MakeModel = Callable[..., tuple[ViT, ViTSpec]]
+MORE_KINDS: dict[str, dict[str, Any]] = {
+    "qk norm": {"qk_norm_eps": 1e-6},
+    "norm before proj": {"attention_norm_eps": 1e-6},
+    "inner norm": {"mlp_norm_eps": 1e-6, "mlp_kind": "swiglu", "activation": "silu"},
+    "average pooling": {"pooling": "avg"},
+}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "without biases": {"proj_bias": False, "fc2_bias": False},
@@ -189,6 +195,30 @@ def test_mlps_behind_a_cut_are_fitted_again_those_before_it_are_not(
     assert torch.equal(
         logits(prune(model, spec, PruneOptions(blocks=asked), pictures)[0], pictures), logits(fitted, pictures)
     )
+
+
+@pytest.mark.parametrize("kind", MORE_KINDS.values(), ids=MORE_KINDS)
+def test_mlps_of_all_kinds_are_fitted_again(
+    kind: dict[str, Any], make_model: MakeModel, pictures: list[Tensor]
+) -> None:
+    model, spec = make_model(**kind)
+    asked = shapes(spec, b0={**OFF})
+    wanted = logits(model, pictures)
+    missed = {}
+    for refit in (False, True):
+        found, after, facts = prune(model, spec, PruneOptions(blocks=asked, refit=refit), pictures)
+        assert len(facts["refitted"]) == (len(spec.blocks) if refit else 0)
+        missed[refit] = float((logits(found, pictures) - wanted).norm())
+
+    assert missed[True] < missed[False]
+
+
+def test_a_post_norm_model_fits_no_mlp_that_it_need_not(make_model: MakeModel, pictures: list[Tensor]) -> None:
+    model, spec = make_model(norm_placement="post")
+
+    _, _, facts = prune(model, spec, PruneOptions(blocks=shapes(spec, b0={**OFF})), pictures)
+
+    assert facts["refitted"] == []
 
 
 @pytest.mark.parametrize(
