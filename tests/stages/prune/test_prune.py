@@ -206,7 +206,7 @@ def test_mlps_of_all_kinds_are_fitted_again(
     wanted = logits(model, pictures)
     missed = {}
     for refit in (False, True):
-        found, after, facts = prune(model, spec, PruneOptions(blocks=asked, refit=refit), pictures)
+        found, _, facts = prune(model, spec, PruneOptions(blocks=asked, refit=refit), pictures)
         assert len(facts["refitted"]) == (len(spec.blocks) if refit else 0)
         missed[refit] = float((logits(found, pictures) - wanted).norm())
 

@@ -10,9 +10,11 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from stages.quantize.agreement import Agreement
 from stages.quantize.graph import attention_products, read_graph
 from stages.quantize.mixed import layers, return_to_float
-from stages.quantize.run import find_break, noise_by_group
+from stages.quantize.run import Chosen, _judge_budget_again, find_break, noise_by_group
+from stages.quantize.stage import QuantizeOptions
 
 Run = Callable[..., Any]
 LINEARS = 9  # four a block, and the head; the patch embedding is a convolution
@@ -116,3 +118,16 @@ def test_where_no_tensor_is_lost_the_noisiest_is_named() -> None:
 
     assert find_break(noise) == noise[1]
     assert find_break([]) is None
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.97, True), (0.965, True), (0.95, False)])
+def test_a_budget_is_judged_again_with_the_rest_of_16_bits(
+    share: float, met: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = Chosen(Path("graph.onnx"), Agreement(np.full(100, share), divergence=0.01))
+    chosen.facts = {"budget": {"agreement": 0.96, "before": 0.9, "met": True}, "agreement_float32_rest": 0.97}
+
+    _judge_budget_again(QuantizeOptions(precision="int8", rest="float16"), chosen)
+
+    assert chosen.facts["budget"]["met"] is met
+    assert ("95.0 % of the select images with its rest in float16 (97.0 %" in caplog.text) is not met
